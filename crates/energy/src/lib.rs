@@ -1,0 +1,1 @@
+//! Energy meters of a host, and the model for hosts without one.

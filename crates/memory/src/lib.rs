@@ -1,0 +1,1 @@
+//! Guest RAM, dirty logs, missing-page faults, and the strategies that move memory.

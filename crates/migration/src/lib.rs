@@ -1,0 +1,1 @@
+//! One migration: the core of each host, its drivers, the session and the report.

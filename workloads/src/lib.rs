@@ -1,0 +1,1 @@
+//! Workload generators: seeded streams of guest operations.
