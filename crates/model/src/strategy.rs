@@ -1,0 +1,144 @@
+//! What a schedule sees and answers. A strategy answers; the engine acts.
+//!
+//! A schedule does no I/O, reads no clock and knows no sockets. The engine owns the loop, the clock, the link and the
+//! books, and asks the schedule
+//!
+//! - when the migration's push phase begins,
+//! - when everything that the last answer pushed is sent,
+//! - when an [`Observe`] that it asked for is done,
+//! - when a [`Step::Wait`] ends, and, while it waits for the other family after a [`Step::Ready`], every 20 ms,
+//! - when the guest runs at the destination and units were left behind.
+//!
+//! An empty answer means: nothing to do until the next news.
+
+use crate::event::{EndedBy, Round};
+use crate::set::{Ordered, UnitSet};
+use crate::units::{ByteRate, Nanos, Unit};
+use serde::{Deserialize, Serialize};
+
+/// Orders the transfer of one family's units, pages or blocks. One object a guest, family, trip and host.
+pub trait Schedule<U: Unit>: Send {
+    /// What the source does next.
+    fn source(&mut self, view: &View<'_, U>) -> Vec<Step<U>>;
+
+    /// What the source's schedule tells the destination's at the switchover; opaque to the engine.
+    fn note(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// What the destination fetches unasked, once the guest runs there. Demand fetches are the engine's own.
+    ///
+    /// `note` comes from another host: it may be anything.
+    fn destination(&mut self, view: &PullView<'_, U>, note: &[u8]) -> Vec<Pull<U>> {
+        let _ = (view, note);
+        Vec::new()
+    }
+}
+
+/// Where the guest is, as the source knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// The guest runs at the source.
+    Push,
+    /// The guest is paused: what the engine sends now costs downtime.
+    Paused,
+    /// The guest runs at the destination.
+    Pull,
+}
+
+/// What the stop rule says of the last observation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Another round helps.
+    Continue,
+    /// The rest is small enough, or a bound is reached.
+    Stop(EndedBy),
+}
+
+/// What a schedule may know when it is asked at the source.
+#[derive(Debug)]
+pub struct View<'a, U: Unit> {
+    /// The time since the migration was requested.
+    pub now: Nanos,
+    /// Where the guest is.
+    pub stage: Stage,
+    /// Bytes in a unit.
+    pub unit_bytes: u64,
+    /// What the destination lacks or holds stale, as of the last `Take`, and is not on its way. All that the trip's
+    /// missing set holds, at the start.
+    pub unsent: &'a UnitSet<U>,
+    /// What was written since the last `Take`, as of the last `Observe`; `None` before the first.
+    pub peeked: Option<&'a UnitSet<U>>,
+    /// The rounds that have ended, each by a `Take`.
+    pub rounds: &'a [Round],
+    /// The stop rule's word on `unsent` and `peeked` together.
+    pub verdict: Verdict,
+    /// The bandwidth achieved lately; `None` until something was sent.
+    pub bandwidth: Option<ByteRate>,
+    /// Whether the other family has said `Ready` (or has nothing to move).
+    pub other_ready: bool,
+}
+
+/// How the engine is to look at the log of writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Observe {
+    /// Take the log: what was written joins `unsent`, the log starts empty, a round ends.
+    Take,
+    /// Look without clearing.
+    Peek,
+}
+
+/// What becomes of the units that are still unsent when the guest is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rest {
+    /// They are sent while the guest is paused.
+    CarryOver,
+    /// The guest resumes without them; they follow.
+    LeaveBehind,
+}
+
+/// One thing that the engine is to do at the source.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step<U> {
+    /// Send these units, in this order, at most at this rate. Units that the selection lets wait stay unsent.
+    Push {
+        /// What to send.
+        units: Ordered<U>,
+        /// The most that this push may take of the link; `None`: all that there is.
+        limit: Option<ByteRate>,
+    },
+    /// Look at the log of writes once everything pushed before is sent.
+    Observe(Observe),
+    /// Ask again at this instant, given as time since the migration was requested.
+    Wait(Nanos),
+    /// The guest may be paused. Asked again while the other family isn't ready; any other step withdraws it.
+    Ready {
+        /// What becomes of the rest.
+        rest: Rest,
+        /// Don't wait for the other family.
+        firm: bool,
+        /// Why pushing ended.
+        ended_by: EndedBy,
+    },
+    /// Give up: the guest stays at the source.
+    Abort(String),
+}
+
+/// What a schedule may know when it is asked at the destination.
+#[derive(Debug)]
+pub struct PullView<'a, U: Unit> {
+    /// What the destination lacks and has not asked for.
+    pub missing: &'a UnitSet<U>,
+    /// Fetches of this schedule's that are on their way.
+    pub fetching: u64,
+}
+
+/// One thing that the engine is to do at the destination.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pull<U> {
+    /// Ask the source for these units, in this order.
+    Fetch(Ordered<U>),
+}
