@@ -73,9 +73,10 @@ impl Extents {
     pub fn push(&mut self, length: u64, flags: u32) -> bool {
         let length = length.min(self.remaining);
         if length > 0 {
+            let full = self.list.len() >= self.count_max;
             match self.list.last_mut() {
                 Some(last) if last.flags == flags => last.length += length,
-                _ if self.list.len() >= self.count_max => {
+                _ if full => {
                     self.remaining = 0;
                     return false;
                 }
@@ -89,6 +90,11 @@ impl Extents {
     /// What was collected.
     pub fn list(&self) -> &[StatusExtent] {
         &self.list
+    }
+
+    /// What was collected, as it is.
+    pub fn into_list(self) -> Vec<StatusExtent> {
+        self.list
     }
 }
 
@@ -152,13 +158,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Reports the status of a range in one of [`contexts`](Self::contexts) by pushing extents, from `offset` on and without
     /// gaps, until the range ends or `extents` wants no more. At least one extent.
-    fn block_status(
-        &self,
-        context: &str,
-        offset: u64,
-        length: u64,
-        extents: &mut Extents,
-    ) -> io::Result<()> {
+    fn block_status(&self, context: &str, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
         let _ = (context, offset, length, extents);
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -175,20 +175,16 @@ pub trait Backend: Send + Sync + 'static {
         Ok(Now::WouldBlock)
     }
 
-    /// Whether the whole range is known, without waiting, to read as zeroes. `false` is always correct.
-    fn is_zero_now(&self, offset: u64, length: u64) -> bool {
+    /// Whether the whole range is known, without reading it, to be zeroes: then a READ is answered by a hole. Asked in the
+    /// blocking pool, before a read. `false` is always correct.
+    fn is_zero(&self, offset: u64, length: u64) -> bool {
         let _ = (offset, length);
         false
     }
 }
 
 /// Zeroes a range by writing zeroes, for backends that have nothing better.
-pub fn write_zeroes_as_data<B: Backend + ?Sized>(
-    backend: &B,
-    offset: u64,
-    length: u64,
-    fua: bool,
-) -> io::Result<()> {
+pub fn write_zeroes_as_data<B: Backend + ?Sized>(backend: &B, offset: u64, length: u64, fua: bool) -> io::Result<()> {
     static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
     let mut done = 0;
     while done < length {

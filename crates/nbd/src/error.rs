@@ -144,9 +144,7 @@ impl From<&io::Error> for ErrorCode {
             };
         }
         match error.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                Self::NotPermitted
-            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::NotPermitted,
             io::ErrorKind::OutOfMemory => Self::NoMemory,
             io::ErrorKind::InvalidInput => Self::Invalid,
             io::ErrorKind::StorageFull => Self::NoSpace,

@@ -163,11 +163,9 @@ impl Information {
             info::EXPORT => Self::Export { size_bytes: cursor.u64()?, flags: cursor.u16()? },
             info::NAME => return text(&cursor).map(Self::Name),
             info::DESCRIPTION => return text(&cursor).map(Self::Description),
-            info::BLOCK_SIZE => Self::BlockSize(BlockSizes {
-                minimum: cursor.u32()?,
-                preferred: cursor.u32()?,
-                maximum: cursor.u32()?,
-            }),
+            info::BLOCK_SIZE => {
+                Self::BlockSize(BlockSizes { minimum: cursor.u32()?, preferred: cursor.u32()?, maximum: cursor.u32()? })
+            }
             kind => return Some(Self::Unknown(kind)),
         };
         cursor.is_empty().then_some(found)

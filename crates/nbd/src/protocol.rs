@@ -378,12 +378,8 @@ impl ReplyHeader {
         let mut cursor = Cursor(bytes);
         let Some(magic) = cursor.u32() else { return Ok(None) };
         Ok(match magic {
-            MAGIC_SIMPLE_REPLY => {
-                Self::simple(&mut cursor).map(|header| (header, SimpleReply::BYTES))
-            }
-            MAGIC_STRUCTURED_REPLY => {
-                Self::chunk(&mut cursor).map(|header| (header, ChunkHeader::BYTES))
-            }
+            MAGIC_SIMPLE_REPLY => Self::simple(&mut cursor).map(|header| (header, SimpleReply::BYTES)),
+            MAGIC_STRUCTURED_REPLY => Self::chunk(&mut cursor).map(|header| (header, ChunkHeader::BYTES)),
             other => return Err(NbdError::BadMagic { what: "a reply", found: other.into() }),
         })
     }

@@ -1,0 +1,375 @@
+//! The server's transmission phase: one task owns a connection and does, in a loop, whatever can be done.
+//!
+//! ```text
+//!             +--------- the connection's task ----------+
+//!   stream -> | parse -> check -+-> try_*_now --> reply  | -> stream      many requests a read, many replies a write
+//!             |                 |                   ^    |
+//!             +-----------------|-------------------|----+
+//!                               +-> blocking threads +                    whatever would have to wait
+//! ```
+//!
+//! What a check refuses is answered with an error (the payload of a refused write is skipped); a request without its magic
+//! number ends the connection, after the requests in flight are answered. While the client does not take its replies no
+//! further requests are read.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    backend::Now,
+    buffers::{Input, Recycler, poll_read},
+    error::{ErrorCode, NbdError},
+    exports::Limits,
+    jobs::{Done, Job, Jobs, Outcome},
+    negotiate_server::Agreed,
+    protocol::{MAX_PAYLOAD_BYTES, Request, command, command_flag},
+    replies::Replies,
+    server::Ended,
+};
+
+/// The longest READ or WRITE tried inline; longer ones run on several threads.
+const INLINE_BYTES: u32 = 128 << 10;
+/// Requests are accepted while fewer bytes of replies wait to be written.
+const UNSENT_BYTES: usize = 512 << 10;
+/// What is kept of used buffers.
+const RECYCLED_BYTES: usize = 16 << 20;
+
+/// What the next bytes from the client are.
+enum Receiving {
+    /// A request's header.
+    Header,
+    /// The payload of a write, short enough to be used where it lies.
+    Short(Request),
+    /// The payload of a write, collected in its own buffer.
+    Long { request: Request, buffer: Vec<u8>, filled: usize },
+    /// The payload of a refused write.
+    Skip { request: Request, left: u32, code: ErrorCode, why: &'static str },
+    /// Not wanted: the connection ends, with this result, when what is in flight is done.
+    Stopped,
+}
+
+struct Transmission<'a, S> {
+    stream: &'a mut S,
+    input: &'a mut Input,
+    agreed: Agreed,
+    limits: &'a Limits,
+    receiving: Receiving,
+    result: Option<Result<Ended, NbdError>>,
+    jobs: Jobs,
+    replies: Replies,
+    recycler: Recycler,
+}
+
+/// Serves requests until the client disconnects, the stream fails, or `shutdown` completes; then finishes what is in
+/// flight.
+pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    input: &mut Input,
+    agreed: Agreed,
+    limits: &Limits,
+    shutdown: impl Future<Output = ()>,
+) -> Result<Ended, NbdError> {
+    let contexts: Arc<[String]> = agreed.contexts.clone().into();
+    let mut transmission = Transmission {
+        stream,
+        input,
+        limits,
+        receiving: Receiving::Header,
+        result: None,
+        jobs: Jobs::new(Arc::clone(&agreed.backend), contexts, limits.blocking_calls),
+        replies: Replies::new(agreed.structured),
+        recycler: Recycler::new(RECYCLED_BYTES),
+        agreed,
+    };
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut told = false;
+    poll_fn(|context| {
+        if !told && shutdown.as_mut().poll(context).is_ready() {
+            told = true;
+            transmission.stop(Ok(Ended::Shutdown));
+        }
+        transmission.poll(context)
+    })
+    .await
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Ended, NbdError>> {
+        loop {
+            let mut progress = false;
+            while let Poll::Ready(done) = self.jobs.poll_done(context) {
+                self.finish(done);
+                progress = true;
+            }
+            while self.accepts() && self.receive() {
+                progress = true;
+            }
+            let written = self.replies.poll_write(&self.recycler, self.stream, context);
+            let mut idle = written.is_ready();
+            if let Poll::Ready(Err(error)) = written {
+                self.broken(error);
+            }
+            if self.accepts()
+                && let Poll::Ready(result) = self.poll_input(context)
+            {
+                match result {
+                    Ok(0) => self.at_end(),
+                    Ok(_) => (),
+                    Err(error) => self.broken(error),
+                }
+                progress = true;
+            }
+            if !progress && idle {
+                // Nothing is buffered by us, but the stream itself may buffer.
+                match Pin::new(&mut *self.stream).poll_flush(context) {
+                    Poll::Ready(Ok(())) => (),
+                    Poll::Ready(Err(error)) => self.broken(error),
+                    Poll::Pending => idle = false,
+                }
+            }
+            if idle
+                && self.jobs.in_flight() == 0
+                && self.replies.unsent_bytes() == 0
+                && let Some(result) = self.result.take()
+            {
+                return Poll::Ready(result);
+            }
+            if !progress {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Whether another request may be taken on.
+    fn accepts(&self) -> bool {
+        let held_bytes = self.jobs.reserved_bytes() + self.replies.unsent_bytes();
+        self.result.is_none()
+            && self.replies.unsent_bytes() < UNSENT_BYTES
+            && held_bytes < self.limits.in_flight_bytes.max(1)
+            && self.jobs.in_flight() < self.limits.in_flight_requests.max(1)
+    }
+
+    /// Takes no more requests; the first reason stays.
+    fn stop(&mut self, result: Result<Ended, NbdError>) {
+        self.receiving = Receiving::Stopped;
+        self.result.get_or_insert(result);
+    }
+
+    /// The stream failed: nobody will read the replies.
+    fn broken(&mut self, error: io::Error) {
+        self.replies.clear();
+        self.stop(Err(error.into()));
+    }
+
+    fn at_end(&mut self) {
+        match (&self.receiving, self.input.bytes().is_empty()) {
+            (Receiving::Header, true) => self.stop(Ok(Ended::Closed)),
+            _ => self.stop(Err(NbdError::Closed { during: "sending a request" })),
+        }
+    }
+
+    fn poll_input(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Receiving::Long { buffer, filled, .. } = &mut self.receiving {
+            let read = poll_read(self.stream, context, &mut buffer[*filled..]);
+            if let Poll::Ready(Ok(count)) = &read {
+                *filled += count;
+            }
+            return read;
+        }
+        self.input.poll_fill(self.stream, context)
+    }
+
+    /// Goes one step with the bytes that are there; false if they do not suffice.
+    fn receive(&mut self) -> bool {
+        match std::mem::replace(&mut self.receiving, Receiving::Header) {
+            Receiving::Header => {
+                let Some(header) = self.input.bytes().first_chunk() else { return false };
+                match Request::decode(header) {
+                    Ok(request) => {
+                        self.input.consume(Request::BYTES);
+                        self.accept(request);
+                    }
+                    Err(error) => self.stop(Err(error)),
+                }
+            }
+            Receiving::Short(request) => {
+                if self.input.bytes().len() < request.length as usize {
+                    self.receiving = Receiving::Short(request);
+                    return false;
+                }
+                self.write_short(request);
+                self.input.consume(request.length as usize);
+            }
+            Receiving::Long { request, mut buffer, mut filled } => {
+                filled += self.input.move_into(&mut buffer[filled..]);
+                if filled < buffer.len() {
+                    self.receiving = Receiving::Long { request, buffer, filled };
+                    return false;
+                }
+                self.jobs.start(Job { request, buffer, holes: false });
+            }
+            Receiving::Skip { request, left, code, why } => {
+                let here = (left as usize).min(self.input.bytes().len());
+                self.input.consume(here);
+                let left = left - here as u32;
+                if left > 0 {
+                    self.receiving = Receiving::Skip { request, left, code, why };
+                    return false;
+                }
+                self.replies.error(&self.recycler, request.cookie, code, why);
+            }
+            Receiving::Stopped => {
+                self.receiving = Receiving::Stopped;
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Acts on a request's header.
+    fn accept(&mut self, request: Request) {
+        if request.command == command::DISC {
+            return self.stop(Ok(Ended::Disconnected));
+        }
+        if let Err((code, why)) = check(&request, &self.agreed) {
+            if request.command == command::WRITE && request.length > 0 {
+                let left = request.length;
+                self.receiving = Receiving::Skip { request, left, code, why };
+            } else {
+                self.replies.error(&self.recycler, request.cookie, code, why);
+            }
+            return;
+        }
+        match request.command {
+            command::READ => self.read(request),
+            command::WRITE if request.length <= INLINE_BYTES => {
+                self.receiving = Receiving::Short(request);
+            }
+            command::WRITE => {
+                let buffer = self.recycler.take(request.length as usize);
+                self.receiving = Receiving::Long { request, buffer, filled: 0 };
+            }
+            _ => self.jobs.start(Job { request, buffer: Vec::new(), holes: false }),
+        }
+    }
+
+    fn read(&mut self, request: Request) {
+        let Request { cookie, offset, length, .. } = request;
+        if length <= INLINE_BYTES {
+            let backend = &*self.agreed.backend;
+            let fill = |place: &mut [u8]| Ok(backend.try_read_now(offset, place)? == Now::Done);
+            let place = (cookie, offset, length);
+            match self.replies.read_in_place(&self.recycler, place, fill) {
+                Ok(true) => return,
+                Ok(false) => (),
+                Err(error) => return self.fail(cookie, &error),
+            }
+        }
+        let buffer = self.recycler.take(length as usize);
+        self.jobs.start(Job { request, buffer, holes: self.agreed.structured });
+    }
+
+    /// A write whose payload lies at the front of the input.
+    fn write_short(&mut self, request: Request) {
+        let data = &self.input.bytes()[..request.length as usize];
+        if request.flags & command_flag::FUA == 0 {
+            match self.agreed.backend.try_write_now(request.offset, data) {
+                Ok(Now::Done) => return self.replies.success(&self.recycler, request.cookie),
+                Ok(Now::WouldBlock) => (),
+                Err(error) => return self.fail(request.cookie, &error),
+            }
+        }
+        let mut buffer = self.recycler.take(data.len());
+        buffer.copy_from_slice(data);
+        self.jobs.start(Job { request, buffer, holes: false });
+    }
+
+    fn fail(&mut self, cookie: u64, error: &io::Error) {
+        self.replies.error(&self.recycler, cookie, ErrorCode::from(error), &error.to_string());
+    }
+
+    /// Answers a job that is done.
+    fn finish(&mut self, done: Done) {
+        let Done { request, outcome, buffer } = done;
+        let Request { cookie, offset, length, .. } = request;
+        if matches!(self.result, Some(Err(NbdError::Io(_)))) {
+            return;
+        }
+        let (replies, recycler) = (&mut self.replies, &self.recycler);
+        match outcome {
+            Ok(Outcome::Data) => return replies.read(recycler, cookie, offset, buffer),
+            Ok(Outcome::Success) => replies.success(recycler, cookie),
+            Ok(Outcome::Hole) => replies.hole(recycler, cookie, offset, length),
+            Ok(Outcome::Status(contexts)) if contexts.iter().all(|(_, list)| !list.is_empty()) => {
+                replies.status(recycler, cookie, &contexts);
+            }
+            Ok(Outcome::Status(_)) => replies.error(recycler, cookie, ErrorCode::Io, "no extents"),
+            Err((code, why)) => replies.error(recycler, cookie, code, &why),
+        }
+        recycler.give(buffer);
+    }
+}
+
+/// The flags that a command may carry.
+fn allowed_flags(number: u16, structured: bool) -> u16 {
+    match number {
+        command::READ if structured => command_flag::DF | command_flag::FUA,
+        command::READ | command::WRITE | command::TRIM | command::FLUSH => command_flag::FUA,
+        command::WRITE_ZEROES => command_flag::FUA | command_flag::NO_HOLE | command_flag::FAST_ZERO,
+        command::BLOCK_STATUS => command_flag::REQ_ONE | command_flag::FUA,
+        _ => 0,
+    }
+}
+
+/// Whether a request may be carried out, and otherwise the error that answers it.
+fn check(request: &Request, agreed: &Agreed) -> Result<(), (ErrorCode, &'static str)> {
+    let length = u64::from(request.length);
+    let backend = &*agreed.backend;
+    let changes = matches!(request.command, command::WRITE | command::TRIM | command::WRITE_ZEROES);
+    match request.command {
+        command::READ | command::WRITE | command::TRIM | command::WRITE_ZEROES => (),
+        command::FLUSH | command::BLOCK_STATUS => (),
+        _ => return Err((ErrorCode::Invalid, "unknown command")),
+    }
+    if request.flags & !allowed_flags(request.command, agreed.structured) != 0 {
+        return Err((ErrorCode::Invalid, "unknown command flags"));
+    }
+    if changes && backend.read_only() {
+        return Err((ErrorCode::NotPermitted, "the export is read-only"));
+    }
+    if request.command == command::FLUSH {
+        return match (request.offset, request.length) {
+            (0, 0) => Ok(()),
+            _ => Err((ErrorCode::Invalid, "a flush has no range")),
+        };
+    }
+    if length == 0 {
+        return Err((ErrorCode::Invalid, "an empty range"));
+    }
+    let end = request.offset.checked_add(length);
+    if end.is_none_or(|end| end > agreed.size_bytes) {
+        let grows = matches!(request.command, command::WRITE | command::WRITE_ZEROES);
+        let code = if grows { ErrorCode::NoSpace } else { ErrorCode::Invalid };
+        return Err((code, "the range is beyond the end"));
+    }
+    let minimum = u64::from(agreed.block_sizes.minimum);
+    if !request.offset.is_multiple_of(minimum) || !length.is_multiple_of(minimum) {
+        return Err((ErrorCode::Invalid, "the range is not aligned to the minimum block size"));
+    }
+    match request.command {
+        command::READ | command::WRITE if request.length > agreed.block_sizes.maximum.min(MAX_PAYLOAD_BYTES) => {
+            Err((ErrorCode::Invalid, "longer than the maximum block size"))
+        }
+        command::BLOCK_STATUS if agreed.contexts.is_empty() => {
+            Err((ErrorCode::Invalid, "no metadata context was chosen"))
+        }
+        _ => Ok(()),
+    }
+}
