@@ -9,7 +9,10 @@
 //! A call that is dropped before its answer leaves the connection in order. When the connection is lost every call that
 //! waits, and every later one, gets [`NbdError::Lost`] with the reason.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -271,21 +274,20 @@ impl Client {
     }
 
     /// Disconnects as the protocol has it, after what was already submitted, and waits for the connection's end. Calls that
-    /// wait for an answer get theirs, or `Lost`.
+    /// wait for an answer get theirs, or `Lost`. A server that does not close its end is waited for a few seconds.
     pub async fn disconnect(self) {
-        self.send_disconnect();
+        self.0.send_disconnect();
         let tasks = {
             let mut tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *tasks)
         };
-        for task in tasks {
-            // A task that panicked has ended, too.
-            let _ = task.await;
+        for mut task in tasks {
+            // A task that panicked has ended, too; one that outlasts the bound is ended.
+            if tokio::time::timeout(PATIENCE, &mut task).await.is_err() {
+                task.abort();
+            }
         }
-    }
-
-    fn send_disconnect(&self) {
-        self.0.send_disconnect();
+        self.0.shared.lose(NbdError::Disconnected);
     }
 
     fn maximum(&self) -> usize {
@@ -317,6 +319,8 @@ impl Client {
     }
 }
 
+/// How long a disconnect waits for the server.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest TRIM, WRITE_ZEROES and BLOCK_STATUS that is sent at once: below 32 bits, and aligned to any block size.
 const RANGE_BYTES_MAX: u64 = 1 << 31;
 
@@ -329,7 +333,12 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        // No call is waiting any more, so there is nothing left to read; the writing task ends by itself.
         self.send_disconnect();
+        let tasks = self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reading) = tasks.first() {
+            reading.abort();
+        }
     }
 }
 

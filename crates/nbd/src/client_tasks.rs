@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
 };
 
 use crate::{
@@ -23,6 +23,8 @@ use crate::{
 const RECYCLED_BYTES: usize = 64 << 20;
 /// The most chunks that a client takes for one reply.
 const CHUNKS_MAX: u32 = 256 << 10;
+/// The most separate ranges that a reply may have come in at any time; servers send them in order, which makes it one.
+const RANGES_MAX: usize = 4096;
 /// The most requests that go into one write.
 const BATCH: usize = 64;
 
@@ -87,6 +89,8 @@ struct State {
 pub(crate) struct Shared {
     state: Mutex<State>,
     structured: bool,
+    /// Whether it is lost, so that each task hears when the other ended.
+    ended: watch::Sender<bool>,
     pub(crate) recycler: Recycler,
 }
 
@@ -94,7 +98,8 @@ impl Shared {
     /// Nothing pending.
     pub(crate) fn new(structured: bool) -> Self {
         let recycler = Recycler::new(RECYCLED_BYTES);
-        Self { state: Mutex::default(), structured, recycler }
+        let (ended, _) = watch::channel(false);
+        Self { state: Mutex::default(), structured, ended, recycler }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -127,13 +132,20 @@ impl Shared {
     }
 
     /// Ends the connection for everybody who waits; the first reason stays.
-    fn lose(&self, reason: NbdError) {
+    pub(crate) fn lose(&self, reason: NbdError) {
         let dropped = {
             let mut state = self.state();
             state.lost.get_or_insert_with(|| Arc::new(reason));
             std::mem::take(&mut state.pending)
         };
+        self.ended.send_replace(true);
         drop(dropped);
+    }
+
+    /// Completes when the connection is lost.
+    async fn ended(&self) {
+        // The sender lives in `self`, so waiting does not fail.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
     fn take(&self, cookie: u64) -> Result<Pending, NbdError> {
@@ -142,11 +154,23 @@ impl Shared {
     }
 }
 
-/// Sends requests as they come, many in one write, until there are no more clients or the stream fails.
+/// Sends requests as they come, many in one write, until a disconnect, or until the connection is lost.
 pub(crate) async fn write_requests<S: AsyncWrite + Unpin>(
     mut stream: S,
     mut requests: mpsc::UnboundedReceiver<Outgoing>,
     shared: Arc<Shared>,
+) {
+    tokio::select! {
+        () = write_until_disconnect(&mut stream, &mut requests, &shared) => (),
+        () = shared.ended() => (),
+    }
+    let _ = stream.shutdown().await;
+}
+
+async fn write_until_disconnect<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    requests: &mut mpsc::UnboundedReceiver<Outgoing>,
+    shared: &Shared,
 ) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut disconnect = false;
@@ -157,16 +181,13 @@ pub(crate) async fn write_requests<S: AsyncWrite + Unpin>(
             disconnect = true;
             shared.state().disconnecting = true;
         }
-        if let Err(error) = write_batch(&mut stream, &batch).await {
-            // The reading task ends by itself: the stream is broken in both directions, or shut down below.
-            shared.lose(error.into());
-            break;
+        if let Err(error) = write_batch(stream, &batch).await {
+            return shared.lose(error.into());
         }
         for outgoing in batch.drain(..) {
             shared.recycler.give(outgoing.payload);
         }
     }
-    let _ = stream.shutdown().await;
 }
 
 async fn write_batch<S: AsyncWrite + Unpin>(stream: &mut S, batch: &[Outgoing]) -> std::io::Result<()> {
@@ -192,10 +213,16 @@ async fn write_batch<S: AsyncWrite + Unpin>(stream: &mut S, batch: &[Outgoing]) 
 /// Takes replies to those who wait for them, until the stream ends or the server breaks the protocol.
 pub(crate) async fn read_replies<S: AsyncRead + Unpin>(stream: S, input: Input, shared: Arc<Shared>) {
     let mut reader = Reader { stream, input, shared: Arc::clone(&shared) };
-    let reason = loop {
-        if let Err(error) = reader.reply().await {
-            break error;
+    let replies = async {
+        loop {
+            if let Err(error) = reader.reply().await {
+                return error;
+            }
         }
+    };
+    let reason = tokio::select! {
+        reason = replies => reason,
+        () = shared.ended() => return,
     };
     let disconnecting = shared.state().disconnecting;
     shared.lose(if disconnecting { NbdError::Disconnected } else { reason });
@@ -381,6 +408,9 @@ fn cover(covered: &mut Vec<(u64, u64)>, start: u64, end: u64) -> Result<(), NbdE
         }
         (true, false) => covered[after - 1].1 = end,
         (false, true) => covered[after].0 = start,
+        (false, false) if covered.len() >= RANGES_MAX => {
+            return Err(NbdError::Protocol("a reply in too many scattered chunks"));
+        }
         (false, false) => covered.insert(after, (start, end)),
     }
     Ok(())
