@@ -1,1 +1,4 @@
 //! One migration: the core of each host, its drivers, the session and the report.
+
+pub mod metrics;
+pub mod report;
