@@ -1,0 +1,82 @@
+//! The dirty log by userfaultfd in asynchronous write-protect mode and the PAGEMAP_SCAN ioctl.
+//!
+//! | a page's entry | meaning | the guest's write | take | peek |
+//! |---|---|---|---|---|
+//! | protected, or a marker where nothing is mapped | not written | the kernel lifts the protection, about 1 us, no wait | skips it | skips it |
+//! | not protected | written | costs nothing | reports and protects it | reports it |
+//!
+//! It works on any process's range that was registered with a userfaultfd made there, see [`crate::watch::Watch`].
+
+use crate::dirty_log::DirtyLog;
+use crate::error::{MemoryError, Result};
+use crate::marks::for_words;
+use crate::ram::GuestRam;
+use crate::watch::Watch;
+use std::sync::Arc;
+use whimbrel_model::{Page, UnitSet};
+
+/// The dirty log of a guest's mapping, in this process or another, and of the host's marks.
+#[derive(Debug)]
+pub struct UserfaultLog {
+    /// Kept so that the addresses which are watched stay this guest's.
+    ram: Arc<GuestRam>,
+    watch: Arc<Watch>,
+    armed: bool,
+}
+
+impl UserfaultLog {
+    /// A log over the mapping on which the guest of `ram` runs.
+    ///
+    /// # Errors
+    /// userfaultfd is not available.
+    pub fn over(ram: &Arc<GuestRam>) -> Result<Self> {
+        Ok(UserfaultLog { watch: ram.watch()?, ram: Arc::clone(ram), armed: false })
+    }
+
+    fn written(&self, take: bool) -> Result<UnitSet<Page>> {
+        if !self.armed {
+            return Err(MemoryError::OutOfTurn("the dirty log is not armed"));
+        }
+        let pages = self.watch.pages();
+        let mut words = vec![0; pages.div_ceil(64) as usize];
+        self.watch.written(take, |start, end| for_words(start, end, |word, bits| words[word] |= bits))?;
+        if take {
+            self.ram.marks().take_into(&mut words);
+        } else {
+            self.ram.marks().peek_into(&mut words);
+        }
+        Ok(UnitSet::from_words(pages, words))
+    }
+}
+
+impl DirtyLog for UserfaultLog {
+    fn arm(&mut self) -> Result<()> {
+        self.ram.marks().clear();
+        self.watch.protect_all()?;
+        self.armed = true;
+        // A kernel that has the features may still lack the scan: better known now than at the first take.
+        self.watch.written(false, |_, _| ())
+    }
+
+    fn take(&mut self) -> Result<UnitSet<Page>> {
+        self.written(true)
+    }
+
+    fn peek(&mut self) -> Result<UnitSet<Page>> {
+        self.written(false)
+    }
+
+    fn disarm(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.armed) {
+            return Ok(());
+        }
+        self.watch.release_log()
+    }
+}
+
+impl Drop for UserfaultLog {
+    fn drop(&mut self) {
+        // Nobody is left to tell; closing the userfaultfd lifts what remains.
+        let _ = self.disarm();
+    }
+}
