@@ -53,8 +53,10 @@ struct Leaf {
 
 impl Leaf {
     fn empty() -> Box<Self> {
-        const EMPTY: AtomicU64 = AtomicU64::new(0);
-        Box::new(Leaf { summary: [EMPTY; SUMMARY_WORDS], words: [EMPTY; LEAF_WORDS] })
+        Box::new(Leaf {
+            summary: [const { AtomicU64::new(0) }; SUMMARY_WORDS],
+            words: [const { AtomicU64::new(0) }; LEAF_WORDS],
+        })
     }
 }
 
@@ -292,8 +294,7 @@ mod tests {
 
     fn extent(len: u64) -> impl Strategy<Value = Extent> {
         // Short runs, runs about a word long, and runs across a leaf's edge.
-        (0..len + 10, prop_oneof![1u64..4, 60u64..200, 1u64..40_000])
-            .prop_map(|(start, count)| Extent { start, count })
+        (0..len + 10, prop_oneof![1u64..4, 60u64..200, 1u64..40_000]).prop_map(|(start, count)| Extent { start, count })
     }
 
     fn acts() -> impl Strategy<Value = (u64, Vec<Act>)> {
@@ -418,8 +419,11 @@ mod tests {
         let bitmap = BlockBitmap::new(all.count);
         bitmap.mark(all);
         let cleared: u64 = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..2).map(|_| scope.spawn(|| all.indices().map(|b| bitmap.clear(Extent { start: b, count: 1 })).sum::<u64>())).collect();
+            let threads: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| all.indices().map(|b| bitmap.clear(Extent { start: b, count: 1 })).sum::<u64>())
+                })
+                .collect();
             threads.into_iter().map(|t| t.join().unwrap()).sum()
         });
         assert_eq!(cleared, all.count);

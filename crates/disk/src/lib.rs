@@ -7,7 +7,15 @@
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+pub mod error;
 pub mod guest_disk;
+pub mod strategies;
+pub mod strategy;
+pub mod volume;
 
 pub use bitmap::BlockBitmap;
+pub use error::DiskError;
 pub use guest_disk::GuestDisk;
+pub use strategies::{DISK_PRESETS, DISK_STRATEGIES};
+pub use strategy::{BuildContext, DiskChoice, DiskStrategy};
+pub use volume::{BLOCK_BYTES, Fetch, Volume};

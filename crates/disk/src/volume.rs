@@ -1,0 +1,390 @@
+//! A guest's disk on this host: a raw sparse image, the guest's access to it, and what was written when.
+//!
+//! # Marks
+//!
+//! A guest's write marks its blocks *after* the bytes are in the image and *before* the request completes, and without a
+//! lock. That is enough for the migration to lose nothing. Let a write store its bytes at `w` and mark at `m > w`, and
+//! let the bitmap be taken at `t`; what a take hands over is read from the image after it.
+//!
+//! - `m < t`: the block is in what was taken, and is read after `t > w`: the write is in what is pushed.
+//! - `m > t`: the block is in a later take, whatever a push read meanwhile, even half of the write.
+//!
+//! (Marking before the write would be wrong: `m < t`, the block read, then `w`.) There is a later take, as the last one
+//! follows [`Volume::drain`], and a request counts as in flight until it has marked. Whether the bitmap is armed is looked
+//! at after `w` too: a write that finds it unarmed was stored before it was armed, and so before the first push read
+//! anything. A write that fails marks as well, for part of it may be in the image.
+//!
+//! # Visits
+//!
+//! A volume outlives the guest's stay: the image stays when the guest leaves, and when it returns only what it wrote
+//! elsewhere has to come. In the order of a trip:
+//!
+//! | host        | call                                                   | when                                        |
+//! |-------------|--------------------------------------------------------|---------------------------------------------|
+//! | destination | [`begin_receive`](Volume::begin_receive)               | setup; the image of an earlier visit is kept |
+//! | source      | [`fresh`](Volume::fresh), [`arm`](Volume::arm)         | setup: what the other host lacks            |
+//! | source      | [`take`](Volume::take), [`read_blocks`](Volume::read_blocks) | each round of push                    |
+//! | destination | [`arrive`](Volume::arrive)                             | each block that comes, pushed or fetched    |
+//! | source      | [`drain`](Volume::drain), `take`, [`disarm`](Volume::disarm) | the guest is paused                   |
+//! | destination | [`begin_pull`](Volume::begin_pull), or [`begin_visit`](Volume::begin_visit) with nothing missing | before the guest runs |
+//! | source      | [`put_back`](Volume::put_back) or `disarm`             | instead, when a push or the attempt fails   |
+//!
+//! Outside the pull phase reads and writes take no lock; in it, only those that meet a missing block do (`pull`).
+
+mod arrivals;
+mod image;
+mod in_flight;
+mod pull;
+
+pub(crate) use image::Content;
+pub use pull::Fetch;
+
+use crate::bitmap::BlockBitmap;
+use crate::error::DiskError;
+use crate::guest_disk::GuestDisk;
+use arrivals::Arrivals;
+use image::Image;
+use in_flight::InFlight;
+use pull::Pull;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, PoisonError, RwLock};
+use whimbrel_model::{Block, Extent, UnitSet};
+use whimbrel_nbd::{Extents, Now};
+
+/// The block size where none is given: a page, as in Luo et al. 2008.
+pub const BLOCK_BYTES: u64 = 4096;
+
+const BLOCK_BYTES_MIN: u64 = 512;
+const BLOCK_BYTES_MAX: u64 = 1 << 20;
+
+/// A guest's disk in a raw image file, with its bitmaps.
+#[derive(Debug)]
+pub struct Volume {
+    image: Image,
+    block_bytes: u64,
+    in_flight: InFlight,
+    dirty: Recorder,
+    fresh: Recorder,
+    arrivals: RwLock<Arrivals>,
+    /// Whether the guest may meet a missing block; what lets it pass without a lock where not.
+    pulling: AtomicBool,
+    dropped: AtomicU64,
+}
+
+/// A bitmap of the guest's writes that can be on or off.
+#[derive(Debug)]
+struct Recorder {
+    on: AtomicBool,
+    blocks: BlockBitmap,
+}
+
+impl Recorder {
+    fn off(blocks: u64) -> Self {
+        Recorder { on: AtomicBool::new(false), blocks: BlockBitmap::new(blocks) }
+    }
+
+    fn start(&self) {
+        self.discard();
+        self.on.store(true, SeqCst);
+    }
+
+    fn discard(&self) {
+        self.blocks.clear(Extent { start: 0, count: self.blocks.len() });
+    }
+
+    fn is_on(&self) -> bool {
+        self.on.load(SeqCst)
+    }
+
+    fn mark(&self, extent: Extent) {
+        if self.is_on() {
+            self.blocks.mark(extent);
+        }
+    }
+}
+
+impl Volume {
+    /// Creates a sparse image of `size_bytes` zeroes.
+    ///
+    /// # Errors
+    /// The file exists (it is left alone), the size is no multiple of `block_bytes`, `block_bytes` is no power of two from
+    /// 512 B to 1 MiB, or the host's I/O failed.
+    pub fn create(path: impl AsRef<Path>, size_bytes: u64, block_bytes: u64) -> Result<Self, DiskError> {
+        let path = path.as_ref();
+        check_sizes(path, size_bytes, block_bytes)?;
+        Ok(Self::over(Image::create(path, size_bytes)?, block_bytes))
+    }
+
+    /// Opens an image that exists, as it is.
+    ///
+    /// # Errors
+    /// There is no such file, its size is no multiple of `block_bytes`, `block_bytes` is no power of two from 512 B to
+    /// 1 MiB, or the host's I/O failed.
+    pub fn open(path: impl AsRef<Path>, block_bytes: u64) -> Result<Self, DiskError> {
+        let path = path.as_ref();
+        let image = Image::open(path)?;
+        check_sizes(path, image.size_bytes(), block_bytes)?;
+        Ok(Self::over(image, block_bytes))
+    }
+
+    fn over(image: Image, block_bytes: u64) -> Self {
+        let blocks = image.size_bytes() / block_bytes;
+        Volume {
+            image,
+            block_bytes,
+            in_flight: InFlight::default(),
+            dirty: Recorder::off(blocks),
+            fresh: Recorder::off(blocks),
+            arrivals: RwLock::new(Arrivals::Wanted),
+            pulling: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// The image file.
+    pub fn path(&self) -> &Path {
+        self.image.path()
+    }
+
+    /// Bytes in a block.
+    pub fn block_bytes(&self) -> u64 {
+        self.block_bytes
+    }
+
+    /// How many blocks there are.
+    pub fn blocks(&self) -> u64 {
+        self.image.size_bytes() / self.block_bytes
+    }
+
+    /// How many of the guest's requests are in flight.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.count()
+    }
+
+    /// Returns when none of the guest's requests is in flight. The guest must be paused: a guest that goes on may keep
+    /// this waiting for ever.
+    pub fn drain(&self) {
+        self.in_flight.drain();
+    }
+
+    /// Begins to record the guest's writes for a migration; the record starts empty.
+    pub fn arm(&self) {
+        self.dirty.start();
+    }
+
+    /// Hands over what was written since the last take (or since [`Volume::arm`]); empty while unarmed.
+    pub fn take(&self) -> UnitSet<Block> {
+        self.dirty.blocks.take()
+    }
+
+    /// As [`Volume::take`], but adds to `set`, which is cheaper for a large disk. Returns how many blocks were taken.
+    pub fn take_into(&self, set: &mut UnitSet<Block>) -> u64 {
+        self.dirty.blocks.take_into(set)
+    }
+
+    /// What the next take would hand over.
+    pub fn peek(&self) -> UnitSet<Block> {
+        self.dirty.blocks.peek()
+    }
+
+    /// How many blocks the next take would hand over.
+    pub fn dirty_count(&self) -> u64 {
+        self.dirty.blocks.count()
+    }
+
+    /// Stops recording for a migration and forgets what was recorded.
+    pub fn disarm(&self) {
+        self.dirty.on.store(false, SeqCst);
+        self.dirty.discard();
+    }
+
+    /// What was taken and did not reach the other host: the next take hands it over again, if that is armed.
+    /// [`Volume::fresh`] needs nothing back, as it is never taken.
+    pub fn put_back(&self, set: &UnitSet<Block>) {
+        if self.dirty.is_on() {
+            self.dirty.blocks.merge(set);
+        }
+    }
+
+    /// What the host that the guest came from lacks: every block written since the guest came. All blocks for a guest
+    /// that never came from anywhere.
+    ///
+    /// It is never taken and goes on recording while the guest leaves again, so it is whole after a failed attempt too.
+    pub fn fresh(&self) -> UnitSet<Block> {
+        if self.fresh.is_on() { self.fresh.blocks.peek() } else { UnitSet::full(self.blocks()) }
+    }
+
+    /// Fills `buffer` with an extent's blocks for a push: not the guest's access, never waits for a missing block.
+    ///
+    /// # Errors
+    /// The extent lies beyond the disk, `buffer` has another length, or the host's I/O failed.
+    pub fn read_blocks(&self, extent: Extent, buffer: &mut [u8]) -> io::Result<()> {
+        self.check_extent(extent, buffer.len() as u64)?;
+        self.image.read(extent.start * self.block_bytes, buffer)
+    }
+
+    /// The runs of blocks within `extent` that may hold something else than zeroes; the rest is holes, and need only be
+    /// told to be zero. A file system that knows no holes calls all of it data.
+    ///
+    /// # Errors
+    /// The extent lies beyond the disk, or the host's I/O failed.
+    pub fn data_extents(&self, extent: Extent) -> io::Result<Vec<Extent>> {
+        self.check_extent(extent, extent.count.saturating_mul(self.block_bytes))?;
+        let ranges = self.image.data_ranges(extent.start * self.block_bytes, extent.count * self.block_bytes)?;
+        let mut runs: Vec<Extent> = Vec::new();
+        for range in ranges {
+            let (start, end) = (range.start / self.block_bytes, range.end.div_ceil(self.block_bytes));
+            match runs.last_mut() {
+                // A block may hold the end of one stretch and the start of the next.
+                Some(last) if last.end() >= start => last.count = end - last.start,
+                _ => runs.push(Extent { start, count: end - start }),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Whether all of `extent` is known to be holes, and so zero.
+    ///
+    /// # Errors
+    /// As [`Volume::data_extents`].
+    pub fn is_zero_extent(&self, extent: Extent) -> io::Result<bool> {
+        Ok(self.data_extents(extent)?.is_empty())
+    }
+
+    /// A guest's write of zeroes; `may_trim`: a hole will do.
+    ///
+    /// # Errors
+    /// As [`GuestDisk::write`].
+    pub fn write_zeroes(&self, offset: u64, length: u64, may_trim: bool) -> io::Result<()> {
+        self.guest_write(offset, Content::Zeroes { length, may_trim })
+    }
+
+    fn guest_write(&self, offset: u64, content: Content<'_>) -> io::Result<()> {
+        let Some(extent) = self.covering(offset, content.length())? else { return Ok(()) };
+        let _request = self.in_flight.enter();
+        let result = match self.pull_under_way() {
+            None => self.image.write(offset, content),
+            Some(pull) => {
+                let result = pull.write(&self.image, offset, content);
+                self.note_progress(&pull);
+                pull.say_if_whole();
+                result
+            }
+        };
+        self.mark(extent);
+        result
+    }
+
+    /// The guest's read, if that needs no waiting.
+    pub(crate) fn try_read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Now> {
+        self.covering(offset, buffer.len() as u64)?;
+        let _request = self.in_flight.enter();
+        if self.pulling.load(SeqCst) {
+            return Ok(Now::WouldBlock);
+        }
+        self.image.try_read_now(offset, buffer)
+    }
+
+    /// The guest's write, if that needs no waiting.
+    pub(crate) fn try_write_now(&self, offset: u64, data: &[u8]) -> io::Result<Now> {
+        let Some(extent) = self.covering(offset, data.len() as u64)? else { return Ok(Now::Done) };
+        let _request = self.in_flight.enter();
+        if self.pulling.load(SeqCst) {
+            return Ok(Now::WouldBlock);
+        }
+        let result = self.image.try_write_now(offset, data);
+        // Marked even where it would have to wait: part of it may be written.
+        self.mark(extent);
+        result
+    }
+
+    /// The allocation of a range in the terms of NBD's `base:allocation`.
+    pub(crate) fn allocation(&self, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
+        self.image.allocation(offset, length, extents)
+    }
+
+    /// Marks what a guest's write touched, once it is in the image; the module's comment says why then.
+    fn mark(&self, extent: Extent) {
+        self.dirty.mark(extent);
+        self.fresh.mark(extent);
+    }
+
+    fn pull_under_way(&self) -> Option<Arc<Pull>> {
+        if !self.pulling.load(SeqCst) {
+            return None;
+        }
+        match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
+            Arrivals::Merged(pull) => Some(Arc::clone(pull)),
+            Arrivals::Wanted | Arrivals::Late => None,
+        }
+    }
+
+    /// The blocks that a range of bytes touches; `None` for an empty range.
+    fn covering(&self, offset: u64, length: u64) -> io::Result<Option<Extent>> {
+        match offset.checked_add(length) {
+            Some(end) if end <= self.image.size_bytes() => {
+                let start = offset / self.block_bytes;
+                let count = end.div_ceil(self.block_bytes) - start;
+                Ok((length > 0).then_some(Extent { start, count }))
+            }
+            _ => Err(invalid(format!(
+                "{length} bytes at {offset} lie beyond the disk's {} bytes",
+                self.image.size_bytes()
+            ))),
+        }
+    }
+
+    fn check_extent(&self, extent: Extent, given_bytes: u64) -> io::Result<()> {
+        let end = extent.start.checked_add(extent.count).filter(|end| *end <= self.blocks());
+        if end.is_none() {
+            let Extent { start, count } = extent;
+            return Err(invalid(format!("{count} blocks from {start} lie beyond the disk's {} blocks", self.blocks())));
+        }
+        if given_bytes != extent.count * self.block_bytes {
+            return Err(invalid(format!("{given_bytes} bytes are not the length of {} blocks", extent.count)));
+        }
+        Ok(())
+    }
+}
+
+impl GuestDisk for Volume {
+    fn size_bytes(&self) -> u64 {
+        self.image.size_bytes()
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if self.covering(offset, buffer.len() as u64)?.is_none() {
+            return Ok(());
+        }
+        let _request = self.in_flight.enter();
+        match self.pull_under_way() {
+            None => self.image.read(offset, buffer),
+            Some(pull) => pull.read(&self.image, offset, buffer),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.guest_write(offset, Content::Data(data))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let _request = self.in_flight.enter();
+        self.image.flush()
+    }
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}
+
+fn check_sizes(path: &Path, size_bytes: u64, block_bytes: u64) -> Result<(), DiskError> {
+    if !block_bytes.is_power_of_two() || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes) {
+        return Err(DiskError::BlockSize { block_bytes });
+    }
+    if size_bytes == 0 || !size_bytes.is_multiple_of(block_bytes) {
+        return Err(DiskError::Size { path: path.to_owned(), size_bytes, block_bytes });
+    }
+    Ok(())
+}

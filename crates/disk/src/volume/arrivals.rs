@@ -1,0 +1,173 @@
+//! What comes to a volume from the host: its first content, pushed blocks, fetched blocks.
+//!
+//! | state  | since                                  | `receive` | `arrive`                          |
+//! |--------|----------------------------------------|-----------|-----------------------------------|
+//! | wanted | the volume's making, `begin_receive`   | stored    | stored                            |
+//! | merged | `begin_pull`                           | refused   | stored where missing, else dropped |
+//! | late   | `begin_visit`: the guest came whole    | refused   | dropped                           |
+//!
+//! A change of state waits for the arrivals that are being stored: none is stored under the rules of the state before.
+
+use super::image::Content;
+use super::pull::{Fetch, Pull};
+use super::{Volume, invalid};
+use std::io;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, PoisonError};
+use whimbrel_model::{Block, Extent, UnitSet};
+
+/// What becomes of blocks that arrive.
+pub(super) enum Arrivals {
+    /// All are stored: the guest is not here.
+    Wanted,
+    /// The guest is here, and blocks are (or were) missing.
+    Merged(Arc<Pull>),
+    /// The guest is here, and nothing was missing when it came.
+    Late,
+}
+
+impl std::fmt::Debug for Arrivals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Arrivals::Wanted => f.write_str("wanted"),
+            Arrivals::Merged(pull) => write!(f, "merged, {} missing", pull.missing()),
+            Arrivals::Late => f.write_str("late"),
+        }
+    }
+}
+
+impl Volume {
+    /// Makes the volume expect a guest: what arrives is stored as it is. The image of an earlier visit is kept and updated.
+    ///
+    /// # Panics
+    /// A guest's request is in flight: the guest is still here.
+    pub fn begin_receive(&self) {
+        self.change_to(Arrivals::Wanted);
+    }
+
+    /// The guest came and nothing is missing: from now on [`Volume::fresh`] records what it writes, and late arrivals are
+    /// dropped.
+    ///
+    /// # Panics
+    /// A guest's request is in flight.
+    pub fn begin_visit(&self) {
+        self.change_to(Arrivals::Late);
+        self.fresh.start();
+    }
+
+    /// The guest came and lacks `todo`: as [`Volume::begin_visit`], but each missing block is fetched when the guest needs
+    /// it, and stored when it arrives. With an empty `todo` the volume says [`Fetch::whole`] at once.
+    ///
+    /// # Panics
+    /// `todo` is of another universe than this volume's blocks, or a guest's request is in flight.
+    pub fn begin_pull(&self, todo: &UnitSet<Block>, fetch: Arc<dyn Fetch>) {
+        assert_eq!(todo.len(), self.blocks(), "the missing set is not of this volume");
+        let pull = Arc::new(Pull::new(self.block_bytes, todo, fetch));
+        self.change_to(Arrivals::Merged(Arc::clone(&pull)));
+        self.fresh.start();
+        self.pulling.store(pull.missing() > 0, SeqCst);
+        pull.say_if_whole();
+    }
+
+    fn change_to(&self, next: Arrivals) {
+        assert_eq!(self.in_flight(), 0, "the guest is running on the disk whose state changes");
+        let mut arrivals = self.arrivals.write().unwrap_or_else(PoisonError::into_inner);
+        self.pulling.store(false, SeqCst);
+        *arrivals = next;
+    }
+
+    /// Ends the pull phase if nothing is missing any more: from then on the guest takes no lock. To be called while
+    /// nobody can begin another: with a guest's request in flight, or with the arrivals' lock held.
+    pub(super) fn note_progress(&self, pull: &Pull) {
+        if pull.missing() == 0 {
+            self.pulling.store(false, SeqCst);
+        }
+    }
+
+    /// Stores bytes before the guest is here, at any offset: the disk's first content. Not the guest's write, and not
+    /// marked.
+    ///
+    /// # Errors
+    /// The guest has come, the range lies beyond the disk, or the host's I/O failed.
+    pub fn receive(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.covering(offset, data.len() as u64)?;
+        match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
+            Arrivals::Wanted => self.image.write(offset, Content::Data(data)),
+            Arrivals::Merged(_) | Arrivals::Late => Err(invalid(format!(
+                "{} is its guest's: the host writes no more than arriving blocks to it",
+                self.path().display()
+            ))),
+        }
+    }
+
+    /// Stores blocks that came from the source, pushed or fetched, by the rules of the phase. Returns the blocks that the
+    /// guest had caused to be fetched, each with the nanoseconds from the request to now.
+    ///
+    /// # Errors
+    /// The extent lies beyond the disk, `data` has another length, or the host's I/O failed; what was not stored is still
+    /// missing.
+    pub fn arrive(&self, extent: Extent, data: &[u8]) -> io::Result<Vec<(u64, u64)>> {
+        self.check_extent(extent, data.len() as u64)?;
+        self.store(extent, Content::Data(data))
+    }
+
+    /// As [`Volume::arrive`], for blocks of zeroes.
+    ///
+    /// # Errors
+    /// As [`Volume::arrive`].
+    pub fn arrive_zeroes(&self, extent: Extent) -> io::Result<Vec<(u64, u64)>> {
+        let length = extent.count.saturating_mul(self.block_bytes);
+        self.check_extent(extent, length)?;
+        self.store(extent, Content::Zeroes { length, may_trim: true })
+    }
+
+    fn store(&self, extent: Extent, content: Content<'_>) -> io::Result<Vec<(u64, u64)>> {
+        let arrivals = self.arrivals.read().unwrap_or_else(PoisonError::into_inner);
+        match &*arrivals {
+            Arrivals::Wanted => {
+                self.image.write(extent.start * self.block_bytes, content)?;
+                Ok(Vec::new())
+            }
+            Arrivals::Merged(pull) => {
+                let result = pull.arrive(&self.image, extent, content);
+                self.note_progress(pull);
+                let pull = Arc::clone(pull);
+                drop(arrivals);
+                pull.say_if_whole();
+                result
+            }
+            Arrivals::Late => {
+                self.dropped.fetch_add(extent.count, SeqCst);
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// How many blocks are missing; 0 outside the pull phase.
+    pub fn missing(&self) -> u64 {
+        self.merging(Pull::missing).unwrap_or(0)
+    }
+
+    /// The blocks that are missing; empty outside the pull phase.
+    pub fn todo(&self) -> UnitSet<Block> {
+        self.merging(Pull::todo).unwrap_or_else(|| UnitSet::empty(self.blocks()))
+    }
+
+    /// How many blocks arrived in vain: they were here, by an earlier arrival or the guest's own write.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(SeqCst) + self.merging(Pull::dropped).unwrap_or(0)
+    }
+
+    /// The missing blocks can't be had any more: guests that wait for one, or come to need one, get an error. Blocks that
+    /// are here go on to be served.
+    pub fn fail_pull(&self, reason: &str) {
+        self.merging(|pull| pull.fail(reason));
+    }
+
+    fn merging<T>(&self, look: impl FnOnce(&Pull) -> T) -> Option<T> {
+        match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
+            Arrivals::Merged(pull) => Some(look(pull)),
+            Arrivals::Wanted | Arrivals::Late => None,
+        }
+    }
+}

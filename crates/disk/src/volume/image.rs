@@ -1,0 +1,126 @@
+//! The raw image file under a volume: bytes in, bytes out, and which parts of it are holes.
+
+use crate::error::DiskError;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use whimbrel_nbd::protocol::{CONTEXT_ALLOCATION, allocation};
+use whimbrel_nbd::{Access, Backend, Extents, FileBackend, Now, ZeroMode};
+
+/// What is written: bytes, or a stretch of zeroes that need not be there to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content<'a> {
+    /// These bytes.
+    Data(&'a [u8]),
+    /// So many zero bytes.
+    Zeroes {
+        /// How many.
+        length: u64,
+        /// A hole will do.
+        may_trim: bool,
+    },
+}
+
+impl<'a> Content<'a> {
+    /// How many bytes it stands for.
+    pub(crate) fn length(self) -> u64 {
+        match self {
+            Content::Data(data) => data.len() as u64,
+            Content::Zeroes { length, .. } => length,
+        }
+    }
+
+    /// The bytes `from..to` of it.
+    pub(crate) fn part(self, from: u64, to: u64) -> Content<'a> {
+        match self {
+            Content::Data(data) => Content::Data(&data[from as usize..to as usize]),
+            Content::Zeroes { may_trim, .. } => Content::Zeroes { length: to - from, may_trim },
+        }
+    }
+}
+
+/// An open raw image.
+#[derive(Debug)]
+pub(crate) struct Image {
+    file: FileBackend,
+    path: PathBuf,
+}
+
+impl Image {
+    /// Creates a sparse image; an existing file is never touched.
+    pub(crate) fn create(path: &Path, size_bytes: u64) -> Result<Self, DiskError> {
+        let file =
+            File::options().read(true).write(true).create_new(true).open(path).map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => DiskError::Exists { path: path.to_owned() },
+                _ => DiskError::io("create", path)(error),
+            })?;
+        file.set_len(size_bytes).map_err(DiskError::io("size", path))?;
+        Self::over(file, path)
+    }
+
+    /// Opens an image for reading and writing, as it is.
+    pub(crate) fn open(path: &Path) -> Result<Self, DiskError> {
+        let file = File::options().read(true).write(true).open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => DiskError::Missing { path: path.to_owned() },
+            _ => DiskError::io("open", path)(error),
+        })?;
+        Self::over(file, path)
+    }
+
+    fn over(file: File, path: &Path) -> Result<Self, DiskError> {
+        let file = FileBackend::from_file(file, Access::ReadWrite).map_err(DiskError::io("open", path))?;
+        Ok(Image { file, path: path.to_owned() })
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.file.size_bytes()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, buffer)
+    }
+
+    pub(crate) fn try_read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Now> {
+        self.file.try_read_now(offset, buffer)
+    }
+
+    pub(crate) fn write(&self, offset: u64, content: Content<'_>) -> io::Result<()> {
+        match content {
+            Content::Data(data) => self.file.write(offset, data, false),
+            Content::Zeroes { length: 0, .. } => Ok(()),
+            Content::Zeroes { length, may_trim } => {
+                self.file.write_zeroes(offset, length, ZeroMode { may_trim, ..ZeroMode::default() })
+            }
+        }
+    }
+
+    pub(crate) fn try_write_now(&self, offset: u64, data: &[u8]) -> io::Result<Now> {
+        self.file.try_write_now(offset, data)
+    }
+
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        self.file.flush()
+    }
+
+    /// What the file system says of a range, in the terms of NBD's `base:allocation`.
+    pub(crate) fn allocation(&self, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
+        self.file.block_status(CONTEXT_ALLOCATION, offset, length, extents)
+    }
+
+    /// The stretches of a range that may hold something else than zeroes, as byte ranges, ascending.
+    pub(crate) fn data_ranges(&self, offset: u64, length: u64) -> io::Result<Vec<std::ops::Range<u64>>> {
+        let mut extents = Extents::new(length, usize::MAX);
+        self.allocation(offset, length, &mut extents)?;
+        let mut at = offset;
+        let ranges = extents.list().iter().filter_map(|extent| {
+            let range = at..at + extent.length;
+            at = range.end;
+            (extent.flags & allocation::ZERO == 0).then_some(range)
+        });
+        Ok(ranges.collect())
+    }
+}
