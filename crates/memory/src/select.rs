@@ -1,0 +1,25 @@
+//! The seam of the selections: which of the pages that a push offers go now, and which can wait.
+
+use whimbrel_model::strategy::Stage;
+use whimbrel_model::{Extent, Page, ParameterError, Parameters, UnitSet};
+
+/// What a selection sees.
+#[derive(Clone, Copy, Debug)]
+pub struct SelectView<'a> {
+    /// Where the guest is. Nothing can wait while it is paused.
+    pub stage: Stage,
+    /// What was written since the last `Take`, as of the last look; `None` before the first.
+    pub peeked: Option<&'a UnitSet<Page>>,
+}
+
+/// Picks from each stretch of a push what goes now. What it doesn't keep waits among the unsent pages.
+pub trait Select: Send {
+    /// How many offered pages may pass between two looks at the log of writes; `None`: it needs no look.
+    fn peek_every(&self) -> Option<u64>;
+
+    /// Appends to `keep` what of `pages` goes now: ascending runs within `pages`.
+    fn choose(&mut self, pages: Extent, view: &SelectView<'_>, keep: &mut Vec<Extent>);
+}
+
+/// The constructor of a selection.
+pub type MakeSelect = fn(&Parameters) -> Result<Box<dyn Select>, ParameterError>;

@@ -1,0 +1,12 @@
+//! The table of the selections.
+
+mod all;
+mod peek;
+
+pub use all::All;
+
+use crate::select::MakeSelect;
+use whimbrel_model::Registry;
+
+/// Every selection, the null member first.
+pub const SELECTIONS: Registry<MakeSelect> = Registry { family: "selection", entries: &[all::ENTRY, peek::ENTRY] };
