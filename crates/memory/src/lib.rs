@@ -6,6 +6,7 @@ pub mod error;
 pub mod faults;
 pub mod marks;
 pub mod pagemap;
+pub mod probe;
 pub mod ram;
 pub mod ram_io;
 pub mod uffd;

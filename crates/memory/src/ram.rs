@@ -161,6 +161,11 @@ impl GuestRam {
         self.fd.as_fd()
     }
 
+    /// Where in this process the guest's mapping begins.
+    pub fn guest_address(&self) -> u64 {
+        self.guest.address()
+    }
+
     /// The marks of what the host wrote into the RAM behind the guest's mapping.
     pub fn marks(&self) -> &Arc<HostMarks> {
         &self.marks
@@ -274,7 +279,7 @@ impl GuestRam {
         if let Some(watch) = self.watch.get() {
             return Ok(Arc::clone(watch));
         }
-        let made = Watch::inside(self.guest.address(), self.pages())?;
+        let made = Watch::inside(self.guest_address(), self.pages())?;
         Ok(Arc::clone(self.watch.get_or_init(|| Arc::new(made))))
     }
 

@@ -81,7 +81,7 @@ impl Uffd {
     /// The kernel has none, or this process may not have one.
     pub fn open(wanted: u64) -> Result<Self> {
         let have = Self::supported()?;
-        Self::agree(open_any()?.0, wanted & have)
+        Self::agree(open_fresh()?.0, wanted & have)
     }
 
     /// Takes over a userfaultfd that another process opened for its own memory and has not yet shaken hands on, with
@@ -101,7 +101,7 @@ impl Uffd {
     /// As [`Uffd::open`].
     pub fn supported() -> Result<u64> {
         // The handshake can be made once a descriptor: asking costs one of its own.
-        Ok(Self::agree(open_any()?.0, 0)?.features)
+        Ok(Self::agree(open_fresh()?.0, 0)?.features)
     }
 
     fn agree(fd: OwnedFd, features: u64) -> Result<Self> {
@@ -218,8 +218,12 @@ fn control<T>(fd: BorrowedFd<'_>, code: u32, argument: &mut T) -> io::Result<()>
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Opens a userfaultfd, by the way that can do most.
-pub(crate) fn open_any() -> Result<(OwnedFd, Way)> {
+/// Opens a userfaultfd for this process's memory, by the way that can do most, and shakes no hands: for
+/// [`Uffd::adopt`], perhaps in another process.
+///
+/// # Errors
+/// The kernel has none, or this process may not have one; the message says what would help.
+pub fn open_fresh() -> Result<(OwnedFd, Way)> {
     let refused = match open_call(0) {
         Ok(fd) => return Ok((fd, Way::Call)),
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {

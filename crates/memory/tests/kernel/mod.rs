@@ -1,5 +1,7 @@
 //! What the tests against the real kernel share.
 
+#![allow(dead_code, reason = "not every test program needs all of it")]
+
 use std::error::Error;
 use std::sync::Arc;
 use whimbrel_memory::error::{MemoryError, Result};
@@ -25,7 +27,6 @@ pub fn ram(pages: u64) -> Arc<GuestRam> {
 }
 
 /// The set of some pages.
-#[allow(dead_code, reason = "not every test program needs it")]
 pub fn set(pages: u64, members: impl IntoIterator<Item = u64>) -> UnitSet<Page> {
     let mut set = UnitSet::empty(pages);
     members.into_iter().for_each(|page| _ = set.insert(page));
@@ -33,7 +34,6 @@ pub fn set(pages: u64, members: impl IntoIterator<Item = u64>) -> UnitSet<Page> 
 }
 
 /// Begins post-copy with a handler that sends the page numbers to the receiver that comes along.
-#[allow(dead_code, reason = "not every test program needs it")]
 pub fn begin(
     ram: &Arc<GuestRam>,
     missing: UnitSet<Page>,
