@@ -59,8 +59,13 @@ pub enum Role {
     },
     /// Pages that the destination asks for.
     MemoryDemand,
-    /// The NBD connection of a disk.
+    /// The NBD connection of a disk by which the source pushes.
     Disk {
+        /// Which of the guest's disks.
+        disk: u32,
+    },
+    /// The NBD connection of a disk by which the destination pulls: the source, which opens it, is its server.
+    DiskPull {
         /// Which of the guest's disks.
         disk: u32,
     },
@@ -74,6 +79,7 @@ impl Role {
             Role::MemoryPush { lane } => (3, lane),
             Role::MemoryDemand => (4, 0),
             Role::Disk { disk } => (5, disk),
+            Role::DiskPull { disk } => (6, disk),
         }
     }
 
@@ -84,6 +90,7 @@ impl Role {
             (3, lane) => Some(Role::MemoryPush { lane }),
             (4, 0) => Some(Role::MemoryDemand),
             (5, disk) => Some(Role::Disk { disk }),
+            (6, disk) => Some(Role::DiskPull { disk }),
             _ => None,
         }
     }
