@@ -113,6 +113,9 @@ pub(crate) fn poll_read<S: AsyncRead + Unpin>(
     Poll::Ready(Ok(buffer.filled().len()))
 }
 
+/// How many buffers are kept at most: few enough to look through.
+const COUNT_MAX: usize = 64;
+
 /// Used buffers that wait for their next use, up to a number of bytes.
 #[derive(Debug)]
 pub(crate) struct Recycler {
@@ -129,7 +132,8 @@ impl Recycler {
     /// A buffer of `length` initialized bytes of any value.
     pub(crate) fn take(&self, length: usize) -> Vec<u8> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(position) = idle.0.iter().rposition(|buffer| buffer.capacity() >= length) {
+        let fitting = idle.0.iter().enumerate().filter(|(_, buffer)| buffer.capacity() >= length);
+        if let Some((position, _)) = fitting.min_by_key(|(_, buffer)| buffer.capacity()) {
             let mut buffer = idle.0.swap_remove(position);
             idle.1 -= buffer.capacity();
             drop(idle);
@@ -144,7 +148,7 @@ impl Recycler {
     pub(crate) fn give(&self, buffer: Vec<u8>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let capacity = buffer.capacity();
-        if capacity > 0 && idle.1 + capacity <= self.bytes_max && idle.0.len() < 1024 {
+        if capacity > 0 && idle.1 + capacity <= self.bytes_max && idle.0.len() < COUNT_MAX {
             idle.1 += capacity;
             idle.0.push(buffer);
         }

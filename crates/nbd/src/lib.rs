@@ -11,6 +11,7 @@ mod error;
 mod exports;
 mod file_backend;
 mod jobs;
+mod linger;
 mod memory_backend;
 mod negotiate_client;
 mod negotiate_server;

@@ -23,11 +23,12 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
-    backend::Now,
+    backend::{Backend, Now},
     buffers::{Input, Recycler, poll_read},
     error::{ErrorCode, NbdError},
     exports::Limits,
     jobs::{Done, Job, Jobs, Outcome},
+    linger::Linger,
     negotiate_server::Agreed,
     protocol::{MAX_PAYLOAD_BYTES, Request, command, command_flag},
     replies::Replies,
@@ -36,8 +37,12 @@ use crate::{
 
 /// The longest READ or WRITE tried inline; longer ones run on several threads.
 const INLINE_BYTES: u32 = 128 << 10;
+/// The longest payload of a WRITE that is collected among the requests; longer ones are read into their own buffer.
+const SHORT_BYTES: u32 = 16 << 10;
 /// Requests are accepted while fewer bytes of replies wait to be written.
 const UNSENT_BYTES: usize = 512 << 10;
+/// Replies wait for more requests only while they are fewer bytes than this.
+const LINGER_BYTES: usize = 64 << 10;
 /// What is kept of used buffers.
 const RECYCLED_BYTES: usize = 16 << 20;
 
@@ -65,6 +70,9 @@ struct Transmission<'a, S> {
     jobs: Jobs,
     replies: Replies,
     recycler: Recycler,
+    linger: Linger,
+    /// How many requests came.
+    received: u64,
 }
 
 /// Serves requests until the client disconnects, the stream fails, or `shutdown` completes; then finishes what is in
@@ -87,47 +95,71 @@ pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
         replies: Replies::new(agreed.structured),
         recycler: Recycler::new(RECYCLED_BYTES),
         agreed,
+        linger: Linger::default(),
+        received: 0,
     };
     let mut shutdown = std::pin::pin!(shutdown);
     let mut told = false;
-    poll_fn(|context| {
-        if !told && shutdown.as_mut().poll(context).is_ready() {
-            told = true;
-            transmission.stop(Ok(Ended::Shutdown));
+    loop {
+        let step = poll_fn(|context| {
+            if !told && shutdown.as_mut().poll(context).is_ready() {
+                told = true;
+                transmission.stop(Ok(Ended::Shutdown));
+            }
+            transmission.poll(context)
+        });
+        match step.await {
+            Step::Ended(result) => return result,
+            // Lets the runtime see to the sockets, and then goes on.
+            Step::Look => tokio::task::yield_now().await,
         }
-        transmission.poll(context)
-    })
-    .await
+    }
+}
+
+/// Why the loop lets go.
+enum Step {
+    /// The connection's end.
+    Ended(Result<Ended, NbdError>),
+    /// To see whether more requests have arrived.
+    Look,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Ended, NbdError>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Step> {
         loop {
             let mut progress = false;
             while let Poll::Ready(done) = self.jobs.poll_done(context) {
                 self.finish(done);
                 progress = true;
             }
-            while self.accepts() && self.receive() {
-                progress = true;
-            }
-            let written = self.replies.poll_write(&self.recycler, self.stream, context);
-            let mut idle = written.is_ready();
-            if let Poll::Ready(Err(error)) = written {
-                self.broken(error);
-            }
             if self.accepts()
-                && let Poll::Ready(result) = self.poll_input(context)
+                && let Poll::Ready(read) = self.poll_input(context)
             {
-                match result {
+                match read {
                     Ok(0) => self.at_end(),
                     Ok(_) => (),
                     Err(error) => self.broken(error),
                 }
                 progress = true;
             }
-            if !progress && idle {
-                // Nothing is buffered by us, but the stream itself may buffer.
+            while self.accepts() && self.receive() {
+                progress = true;
+            }
+            let unsent = self.replies.unsent_bytes();
+            if (1..LINGER_BYTES).contains(&unsent) && self.accepts() && self.linger.wanted(self.received) {
+                return Poll::Ready(Step::Look);
+            }
+            let written = self.replies.poll_write(&self.recycler, self.stream, context);
+            progress |= self.replies.unsent_bytes() < unsent;
+            let mut idle = written.is_ready();
+            if let Poll::Ready(Err(error)) = written {
+                self.broken(error);
+            }
+            if progress {
+                continue;
+            }
+            if idle {
+                // Nothing is held here, but the stream itself may hold something.
                 match Pin::new(&mut *self.stream).poll_flush(context) {
                     Poll::Ready(Ok(())) => (),
                     Poll::Ready(Err(error)) => self.broken(error),
@@ -136,14 +168,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
             }
             if idle
                 && self.jobs.in_flight() == 0
-                && self.replies.unsent_bytes() == 0
                 && let Some(result) = self.result.take()
             {
-                return Poll::Ready(result);
+                return Poll::Ready(Step::Ended(result));
             }
-            if !progress {
-                return Poll::Pending;
-            }
+            return Poll::Pending;
         }
     }
 
@@ -194,6 +223,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
                 match Request::decode(header) {
                     Ok(request) => {
                         self.input.consume(Request::BYTES);
+                        self.received += 1;
                         self.accept(request);
                     }
                     Err(error) => self.stop(Err(error)),
@@ -204,7 +234,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
                     self.receiving = Receiving::Short(request);
                     return false;
                 }
-                self.write_short(request);
+                let data = &self.input.bytes()[..request.length as usize];
+                match write_now(&*self.agreed.backend, &request, data) {
+                    Ok(Now::Done) => self.replies.success(&self.recycler, request.cookie),
+                    Ok(Now::WouldBlock) => {
+                        let mut buffer = self.recycler.take(data.len());
+                        buffer.copy_from_slice(data);
+                        self.jobs.start(Job { request, buffer, holes: false });
+                    }
+                    Err(error) => self.fail(request.cookie, &error),
+                }
                 self.input.consume(request.length as usize);
             }
             Receiving::Long { request, mut buffer, mut filled } => {
@@ -213,7 +252,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
                     self.receiving = Receiving::Long { request, buffer, filled };
                     return false;
                 }
-                self.jobs.start(Job { request, buffer, holes: false });
+                match write_now(&*self.agreed.backend, &request, &buffer) {
+                    Ok(Now::Done) => {
+                        self.replies.success(&self.recycler, request.cookie);
+                        self.recycler.give(buffer);
+                    }
+                    Ok(Now::WouldBlock) => self.jobs.start(Job { request, buffer, holes: false }),
+                    Err(error) => self.fail(request.cookie, &error),
+                }
             }
             Receiving::Skip { request, left, code, why } => {
                 let here = (left as usize).min(self.input.bytes().len());
@@ -249,7 +295,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
         }
         match request.command {
             command::READ => self.read(request),
-            command::WRITE if request.length <= INLINE_BYTES => {
+            command::WRITE if request.length <= SHORT_BYTES => {
                 self.receiving = Receiving::Short(request);
             }
             command::WRITE => {
@@ -276,21 +322,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
         self.jobs.start(Job { request, buffer, holes: self.agreed.structured });
     }
 
-    /// A write whose payload lies at the front of the input.
-    fn write_short(&mut self, request: Request) {
-        let data = &self.input.bytes()[..request.length as usize];
-        if request.flags & command_flag::FUA == 0 {
-            match self.agreed.backend.try_write_now(request.offset, data) {
-                Ok(Now::Done) => return self.replies.success(&self.recycler, request.cookie),
-                Ok(Now::WouldBlock) => (),
-                Err(error) => return self.fail(request.cookie, &error),
-            }
-        }
-        let mut buffer = self.recycler.take(data.len());
-        buffer.copy_from_slice(data);
-        self.jobs.start(Job { request, buffer, holes: false });
-    }
-
     fn fail(&mut self, cookie: u64, error: &io::Error) {
         self.replies.error(&self.recycler, cookie, ErrorCode::from(error), &error.to_string());
     }
@@ -315,6 +346,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
         }
         recycler.give(buffer);
     }
+}
+
+/// Writes if that needs no waiting.
+fn write_now(backend: &dyn Backend, request: &Request, data: &[u8]) -> io::Result<Now> {
+    if request.length > INLINE_BYTES || request.flags & command_flag::FUA != 0 {
+        return Ok(Now::WouldBlock);
+    }
+    backend.try_write_now(request.offset, data)
 }
 
 /// The flags that a command may carry.
