@@ -24,8 +24,11 @@ pub struct Maker {
     /// It goes by the stop rules' verdict. If not, stop rules would do nothing.
     pub judged: bool,
     /// The constructor. Whether it errs depends on the parameters alone, not on the context.
-    pub build: fn(&Parameters, &BuildContext) -> Result<Box<dyn Schedule<Page>>, ParameterError>,
+    pub build: MakeSchedule,
 }
+
+/// The constructor of a schedule.
+pub type MakeSchedule = fn(&Parameters, &BuildContext) -> Result<Box<dyn Schedule<Page>>, ParameterError>;
 
 /// The parameter that [`Order::read`] reads.
 pub const ORDER: Parameter = Parameter {

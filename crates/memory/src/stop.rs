@@ -154,7 +154,7 @@ mod tests {
                 self.0
             }
         }
-        let mut judge = |verdicts: &[Verdict]| {
+        let judge = |verdicts: &[Verdict]| {
             let rules = verdicts.iter().map(|v| Box::new(Says(*v)) as Box<dyn StopRule>).collect();
             StopRules::new(rules).judge(&view_of(1, &[]))
         };
