@@ -84,7 +84,12 @@ fn a_stepped_throttle_moves_the_knee() {
         assert!(matches!(slowed.end, End::Completed(Converged, _)), "rho {rho}: {:?}", slowed.end);
         assert!(slowed.rounds.last().unwrap().throttle > 0.0);
         // What Jin et al. 2011 report at best, 88 % less downtime, and at least 80 % to be accepted.
-        assert!(slowed.downtime_ns * 5 <= free.downtime_ns, "rho {rho}: {} of {}", slowed.downtime_ns, free.downtime_ns);
+        assert!(
+            slowed.downtime_ns * 5 <= free.downtime_ns,
+            "rho {rho}: {} of {}",
+            slowed.downtime_ns,
+            free.downtime_ns
+        );
     }
 }
 
