@@ -52,7 +52,8 @@ fn bucket_alone() {
 }
 
 fn compare(what: &str, mut bare: impl FnMut() -> f64, mut ours: impl FnMut() -> f64) {
-    (bare(), ours());
+    bare();
+    ours();
     let mut pairs: Vec<(f64, f64)> = (0..PAIRS).map(|_| (bare(), ours())).collect();
     pairs.sort_by(|a, b| (a.1 / a.0).total_cmp(&(b.1 / b.0)));
     let ratio = |at: usize| pairs[at].1 / pairs[at].0;

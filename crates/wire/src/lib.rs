@@ -22,6 +22,7 @@ pub mod error;
 pub mod hello;
 pub mod link;
 pub mod message;
+pub mod netns;
 pub mod nic;
 pub mod page_frames;
 pub mod sets;
