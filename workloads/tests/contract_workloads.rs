@@ -103,7 +103,7 @@ fn take(stream: &mut dyn Stream, count: usize) -> Vec<Paced> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() })]
     #[test]
     fn a_restored_stream_goes_on_the_same(seed in any::<u64>(), vcpus in 1u32..5,
                                           stops in prop::collection::vec(0usize..3000, 1..4)) {

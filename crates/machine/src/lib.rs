@@ -1,1 +1,24 @@
-//! The seam of a virtual machine and its kinds.
+//! The seam of a virtual machine and its kinds, what executes a guest's operations, and the twin that judges.
+//!
+//! Reading order: [`machine`] (the seam), [`execute`] (what an operation does, the same code for machines and the twin),
+//! [`fill`] (what a guest holds before operation 0), [`saved`] (the device state), [`machines`] (the kinds) and [`twin`]
+//! (the check by which every migration is judged).
+
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod error;
+pub mod execute;
+pub mod fill;
+pub mod machine;
+pub mod machines;
+pub mod saved;
+pub mod twin;
+
+pub use clock::monotonic;
+pub use error::MachineError;
+pub use fill::{fill_disk, fill_ram};
+pub use machine::{Machine, MachineSetup, Paused, Progress, Silence};
+pub use machines::MACHINES;
+pub use saved::SavedState;
+pub use twin::{Twin, TwinSetup, Verdict, Verification};

@@ -1,0 +1,139 @@
+//! The seam: what the engine asks of a machine, of whatever kind.
+//!
+//! ```text
+//!             run ──────────────►
+//!   paused ◄────── pause ────────  running
+//!     │ drain (requests in flight are done), then save_state or load_state
+//! ```
+
+use crate::error::MachineError;
+use std::io;
+use std::sync::Arc;
+use whimbrel_disk::GuestDisk;
+use whimbrel_memory::GuestRam;
+use whimbrel_model::Nanos;
+use whimbrel_model::stream::{Pacing, Shape, Stream};
+
+/// A guest's machine. It is made paused, before operation 0. Calls may come from any thread, but [`Machine::run`],
+/// [`Machine::pause`] and the calls about device state from one at a time.
+pub trait Machine: Send + Sync {
+    /// The guest's RAM. The dirty log and the missing pages are its, not the machine's.
+    fn ram(&self) -> &Arc<GuestRam>;
+
+    /// Lets the vCPUs execute. No effect while they do.
+    fn run(&self);
+
+    /// Stops the vCPUs. Returns when none executes guest code: each is parked, or waits for the disk. A vCPU that waits
+    /// for a missing page is waited for.
+    fn pause(&self) -> Paused;
+
+    /// After [`Machine::pause`]: returns when the disk requests in flight are done and the operations that made them
+    /// completed.
+    ///
+    /// # Errors
+    /// A request failed; its operation is not completed.
+    fn drain(&self) -> io::Result<()>;
+
+    /// After [`Machine::drain`]: everything of the guest that is neither page nor block.
+    ///
+    /// # Errors
+    /// The vCPUs run.
+    fn save_state(&self) -> Result<Vec<u8>, MachineError>;
+
+    /// Takes up the state that [`Machine::save_state`] gave in a machine built alike. The bytes may come from anywhere:
+    /// they are checked. After an error the machine is not fit to run.
+    ///
+    /// # Errors
+    /// The vCPUs run, or the bytes are no state of this machine.
+    fn load_state(&self, state: &[u8]) -> Result<(), MachineError>;
+
+    /// Takes `share` of each vCPU's time from now on: 0 gives all of it back. Held to at most 0.99.
+    fn throttle(&self, share: f64);
+
+    /// The vCPU time that throttling took so far, in nanoseconds, summed over the vCPUs.
+    fn throttled_ns(&self) -> u64;
+
+    /// How far the guest is. Exact while it is paused and drained.
+    fn progress(&self) -> Progress;
+
+    /// The guest's own heartbeats since it was made or [`Machine::reset_silence`] was called.
+    fn silence(&self) -> Silence;
+
+    /// Forgets the longest silence and the first heartbeats.
+    fn reset_silence(&self);
+
+    /// Why a vCPU has stopped for good, if one has: its disk failed.
+    fn failure(&self) -> Option<String>;
+
+    /// Ends the machine: its vCPUs stop and their threads are gone when this returns. RAM and disk stay as they are.
+    /// Where a vCPU waits for a missing page or block, that wait must be ended first.
+    fn stop(&self);
+}
+
+/// When a machine was paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paused {
+    /// The call, by this host's monotonic clock.
+    pub asked: Nanos,
+    /// The instant at which the last vCPU left guest code; not before `asked`.
+    pub left: Nanos,
+}
+
+/// How far a guest is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Work done since operation 0, in units that the workload declares, summed over the vCPUs.
+    pub units: u64,
+    /// Operations completed, one count a vCPU.
+    pub operations: Vec<u64>,
+}
+
+/// What the heartbeats say. Every vCPU that executes gives one at least every 200 us, also while it idles or waits for
+/// its pace; none while it is paused, throttled, or waits for the disk or a missing page.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Silence {
+    /// The longest time between two heartbeats of one vCPU, in nanoseconds. One that began before the reset counts whole.
+    pub longest_ns: u64,
+    /// Each vCPU's first heartbeat, by this host's monotonic clock; 0: none yet.
+    pub first_beats: Vec<Nanos>,
+    /// Each vCPU's last heartbeat; 0: none yet.
+    pub last_beats: Vec<Nanos>,
+}
+
+/// What a machine is built from.
+pub struct MachineSetup {
+    /// The RAM; the guest uses its first `shape.pages` pages.
+    pub ram: Arc<GuestRam>,
+    /// The disk, if the guest has one.
+    pub disk: Option<Arc<dyn GuestDisk>>,
+    /// The guest's size.
+    pub shape: Shape,
+    /// The seed of all that is written.
+    pub seed: u64,
+    /// The workload's streams, one a vCPU.
+    pub streams: Vec<Box<dyn Stream>>,
+    /// What happens to operations that could not start when they were due.
+    pub pacing: Pacing,
+}
+
+impl MachineSetup {
+    /// Whether the parts fit together.
+    ///
+    /// # Errors
+    /// They don't; the message says which.
+    pub fn check(&self) -> Result<(), MachineError> {
+        let refuse = |why: String| Err(MachineError::Setup(why));
+        let shape = self.shape;
+        if shape.vcpus == 0 || self.streams.len() != shape.vcpus as usize {
+            return refuse(format!("{} streams for {} vCPUs", self.streams.len(), shape.vcpus));
+        }
+        if shape.pages > self.ram.pages() {
+            return refuse(format!("the workload has {} pages, RAM {}", shape.pages, self.ram.pages()));
+        }
+        let bytes = self.disk.as_ref().map_or(0, |disk| disk.size_bytes());
+        if shape.sectors > bytes / whimbrel_model::op::SECTOR_BYTES {
+            return refuse(format!("the workload has {} sectors, the disk {bytes} bytes", shape.sectors));
+        }
+        Ok(())
+    }
+}
