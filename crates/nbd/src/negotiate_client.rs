@@ -1,7 +1,8 @@
 //! The client's half of the negotiation; `negotiate_server.rs` draws it.
 //!
 //! STRUCTURED_REPLY, SET_META_CONTEXT and GO are each tried, and each may be refused by an older server: then replies are
-//! simple, there are no contexts, and EXPORT_NAME takes the place of GO.
+//! simple, there are no contexts, and EXPORT_NAME takes the place of GO. A server of the newstyle that is not the fixed one
+//! understands nothing but EXPORT_NAME.
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
@@ -66,6 +67,7 @@ pub struct ListedExport {
 pub(crate) struct Negotiation<'a, S> {
     stream: &'a mut S,
     input: &'a mut Input,
+    fixed: bool,
     no_zeroes: bool,
 }
 
@@ -89,18 +91,19 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Negotiation<'a, S> {
             return Err(NbdError::BadMagic { what: "the greeting's style", found: style });
         }
         let theirs = cursor.u16().unwrap_or(0);
-        if theirs & handshake::FIXED_NEWSTYLE == 0 {
-            return Err(NbdError::Protocol("the server does not speak the fixed newstyle"));
-        }
         let ours = theirs & (handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
         stream.write_all(&u32::from(ours).to_be_bytes()).await?;
-        Ok(Self { stream, input, no_zeroes: ours & handshake::NO_ZEROES != 0 })
+        let fixed = ours & handshake::FIXED_NEWSTYLE != 0;
+        Ok(Self { stream, input, fixed, no_zeroes: ours & handshake::NO_ZEROES != 0 })
     }
 
     /// Agrees on all that is needed to use an export.
     pub(crate) async fn enter(mut self, name: &str, options: &ClientOptions) -> Result<ExportInfo, NbdError> {
         if name.len() > MAX_STRING_BYTES {
             return Err(NbdError::InvalidRequest("an export's name is too long"));
+        }
+        if !self.fixed {
+            return self.export_name(name).await;
         }
         let structured = options.structured && self.structured().await?;
         let contexts = match structured && !options.contexts.is_empty() {
@@ -199,6 +202,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Negotiation<'a, S> {
     }
 
     async fn ask(&mut self, option: u32, data: &[u8]) -> Result<Answer, NbdError> {
+        if !self.fixed {
+            return Err(NbdError::Protocol("the server does not speak the fixed newstyle"));
+        }
         self.send(option, data).await?;
         self.answer(option).await
     }
