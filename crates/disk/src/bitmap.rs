@@ -183,6 +183,21 @@ impl BlockBitmap {
         None
     }
 
+    /// The first run of blocks in the set within `extent`, as far as it lies there.
+    pub fn run_in(&self, extent: Extent) -> Option<Extent> {
+        let start = self.next_in(extent)?;
+        let end = extent.end().min(self.len);
+        let mut at = start;
+        while at < end {
+            let ahead = u64::from((self.word(at / BITS) >> (at % BITS)).trailing_ones());
+            at += ahead;
+            if at % BITS != 0 || ahead == 0 {
+                break;
+            }
+        }
+        Some(Extent { start, count: at.clamp(start + 1, end) - start })
+    }
+
     /// What the bitmap occupies now, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         let leaves = self.leaves.iter().filter(|leaf| leaf.get().is_some()).count();
@@ -352,6 +367,11 @@ mod tests {
                 prop_assert!(bitmap.peek().iter().eq(model.iter().copied()));
                 prop_assert_eq!(bitmap.is_set(probe), model.contains(&probe));
                 prop_assert_eq!(bitmap.next_in(gap), model.range(gap.start..gap.end()).next().copied());
+                let run = model.range(gap.start..gap.end()).next().map(|first| {
+                    let count = (*first..gap.end().min(len)).take_while(|block| model.contains(block)).count() as u64;
+                    Extent { start: *first, count }
+                });
+                prop_assert_eq!(bitmap.run_in(gap), run);
             }
         }
     }

@@ -8,6 +8,7 @@
 
 pub mod bitmap;
 pub mod error;
+pub mod export;
 pub mod guest_disk;
 pub mod strategies;
 pub mod strategy;
@@ -15,6 +16,7 @@ pub mod volume;
 
 pub use bitmap::BlockBitmap;
 pub use error::DiskError;
+pub use export::{CONTEXT_DIRTY, IncomingExport, OutgoingExport, VolumeExport};
 pub use guest_disk::GuestDisk;
 pub use strategies::{DISK_PRESETS, DISK_STRATEGIES};
 pub use strategy::{BuildContext, DiskChoice, DiskStrategy};

@@ -51,10 +51,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, PoisonError, RwLock};
 use whimbrel_model::{Block, Extent, UnitSet};
-use whimbrel_nbd::{Extents, Now};
+use whimbrel_nbd::{Extents, Now, ZeroMode};
 
 /// The block size where none is given: a page, as in Luo et al. 2008.
 pub const BLOCK_BYTES: u64 = 4096;
+
+/// Zeroes that may become a hole.
+const A_HOLE_WILL_DO: ZeroMode = ZeroMode { may_trim: true, fua: false, fast: false };
 
 const BLOCK_BYTES_MIN: u64 = 512;
 const BLOCK_BYTES_MAX: u64 = 1 << 20;
@@ -258,10 +261,10 @@ impl Volume {
     /// # Errors
     /// As [`GuestDisk::write`].
     pub fn write_zeroes(&self, offset: u64, length: u64, may_trim: bool) -> io::Result<()> {
-        self.guest_write(offset, Content::Zeroes { length, may_trim })
+        self.guest_write(offset, Content::Zeroes { length, mode: ZeroMode { may_trim, ..ZeroMode::default() } })
     }
 
-    fn guest_write(&self, offset: u64, content: Content<'_>) -> io::Result<()> {
+    pub(crate) fn guest_write(&self, offset: u64, content: Content<'_>) -> io::Result<()> {
         let Some(extent) = self.covering(offset, content.length())? else { return Ok(()) };
         let _request = self.in_flight.enter();
         let result = match self.pull_under_way() {
@@ -300,9 +303,36 @@ impl Volume {
         result
     }
 
-    /// The allocation of a range in the terms of NBD's `base:allocation`.
+    /// The allocation of a range, as the guest would find it, in the terms of NBD's `base:allocation`.
     pub(crate) fn allocation(&self, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
+        if self.pulling.load(SeqCst) {
+            // A missing block is a hole in the image and none in the disk.
+            extents.push(length, 0);
+            return Ok(());
+        }
         self.image.allocation(offset, length, extents)
+    }
+
+    /// Whether the guest would find nothing but a hole in the range, as far as that is known without reading it.
+    pub(crate) fn is_hole(&self, offset: u64, length: u64) -> bool {
+        !self.pulling.load(SeqCst) && self.image.is_zero(offset, length)
+    }
+
+    /// The image as it is, missing blocks or not: the host's access.
+    pub(crate) fn read_image(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.covering(offset, buffer.len() as u64)?;
+        self.image.read(offset, buffer)
+    }
+
+    /// As [`Volume::read_image`], if that needs no waiting.
+    pub(crate) fn try_read_image_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Now> {
+        self.covering(offset, buffer.len() as u64)?;
+        self.image.try_read_now(offset, buffer)
+    }
+
+    /// The first run of blocks in `extent` that were written since the last take.
+    pub(crate) fn dirty_run(&self, extent: Extent) -> Option<Extent> {
+        self.dirty.blocks.run_in(extent)
     }
 
     /// Marks what a guest's write touched, once it is in the image; the module's comment says why then.

@@ -10,11 +10,12 @@
 
 use super::image::Content;
 use super::pull::{Fetch, Pull};
-use super::{Volume, invalid};
+use super::{A_HOLE_WILL_DO, Volume, invalid};
 use std::io;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, TryLockError};
 use whimbrel_model::{Block, Extent, UnitSet};
+use whimbrel_nbd::Now;
 
 /// What becomes of blocks that arrive.
 pub(super) enum Arrivals {
@@ -118,10 +119,11 @@ impl Volume {
     pub fn arrive_zeroes(&self, extent: Extent) -> io::Result<Vec<(u64, u64)>> {
         let length = extent.count.saturating_mul(self.block_bytes);
         self.check_extent(extent, length)?;
-        self.store(extent, Content::Zeroes { length, may_trim: true })
+        self.store(extent, Content::Zeroes { length, mode: A_HOLE_WILL_DO })
     }
 
-    fn store(&self, extent: Extent, content: Content<'_>) -> io::Result<Vec<(u64, u64)>> {
+    /// Stores what came, its length checked, by the rules of the phase.
+    pub(crate) fn store(&self, extent: Extent, content: Content<'_>) -> io::Result<Vec<(u64, u64)>> {
         let arrivals = self.arrivals.read().unwrap_or_else(PoisonError::into_inner);
         match &*arrivals {
             Arrivals::Wanted => {
@@ -140,6 +142,20 @@ impl Volume {
                 self.dropped.fetch_add(extent.count, SeqCst);
                 Ok(Vec::new())
             }
+        }
+    }
+
+    /// As [`Volume::arrive`], if that needs no waiting: before the guest is here.
+    pub(crate) fn try_arrive_now(&self, extent: Extent, data: &[u8]) -> io::Result<Now> {
+        self.check_extent(extent, data.len() as u64)?;
+        let arrivals = match self.arrivals.try_read() {
+            Ok(arrivals) => arrivals,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(Now::WouldBlock),
+        };
+        match &*arrivals {
+            Arrivals::Wanted => self.image.try_write_now(extent.start * self.block_bytes, data),
+            Arrivals::Merged(_) | Arrivals::Late => Ok(Now::WouldBlock),
         }
     }
 

@@ -16,8 +16,8 @@ pub(crate) enum Content<'a> {
     Zeroes {
         /// How many.
         length: u64,
-        /// A hole will do.
-        may_trim: bool,
+        /// How.
+        mode: ZeroMode,
     },
 }
 
@@ -34,7 +34,7 @@ impl<'a> Content<'a> {
     pub(crate) fn part(self, from: u64, to: u64) -> Content<'a> {
         match self {
             Content::Data(data) => Content::Data(&data[from as usize..to as usize]),
-            Content::Zeroes { may_trim, .. } => Content::Zeroes { length: to - from, may_trim },
+            Content::Zeroes { mode, .. } => Content::Zeroes { length: to - from, mode },
         }
     }
 }
@@ -92,9 +92,7 @@ impl Image {
         match content {
             Content::Data(data) => self.file.write(offset, data, false),
             Content::Zeroes { length: 0, .. } => Ok(()),
-            Content::Zeroes { length, may_trim } => {
-                self.file.write_zeroes(offset, length, ZeroMode { may_trim, ..ZeroMode::default() })
-            }
+            Content::Zeroes { length, mode } => self.file.write_zeroes(offset, length, mode),
         }
     }
 
@@ -109,6 +107,11 @@ impl Image {
     /// What the file system says of a range, in the terms of NBD's `base:allocation`.
     pub(crate) fn allocation(&self, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
         self.file.block_status(CONTEXT_ALLOCATION, offset, length, extents)
+    }
+
+    /// Whether a range is known, without reading it, to be zeroes.
+    pub(crate) fn is_zero(&self, offset: u64, length: u64) -> bool {
+        self.file.is_zero(offset, length)
     }
 
     /// The stretches of a range that may hold something else than zeroes, as byte ranges, ascending.

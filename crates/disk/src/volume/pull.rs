@@ -188,7 +188,7 @@ impl Pull {
             if self.todo.next_in(group).is_some() {
                 let stripe = self.stripe(group.start);
                 let mut asked = stripe.lock();
-                while let Some(run) = self.missing_run(group) {
+                while let Some(run) = self.todo.run_in(group) {
                     let from = (run.start - extent.start) * self.block_bytes;
                     let part = content.part(from, from + run.count * self.block_bytes);
                     result = image.write(run.start * self.block_bytes, part);
@@ -208,13 +208,6 @@ impl Pull {
             self.dropped.fetch_add(group.count - stored, SeqCst);
         }
         Ok(waited)
-    }
-
-    /// The first run of missing blocks in `extent`.
-    fn missing_run(&self, extent: Extent) -> Option<Extent> {
-        let start = self.todo.next_in(extent)?;
-        let end = (start..extent.end()).find(|block| !self.todo.is_set(*block)).unwrap_or(extent.end());
-        Some(Extent { start, count: end - start })
     }
 
     fn stripe(&self, block: u64) -> &Stripe {

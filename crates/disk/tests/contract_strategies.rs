@@ -1,0 +1,316 @@
+//! What every disk strategy must keep to, with whatever the guest writes meanwhile; and what three-phase in particular
+//! decides.
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use whimbrel_disk::{BLOCK_BYTES, BuildContext, DISK_PRESETS, DISK_STRATEGIES, DiskChoice};
+use whimbrel_model::event::{EndedBy, Family, Round};
+use whimbrel_model::strategy::{Stage, Verdict};
+use whimbrel_model::{Block, Extent, Nanos, Observe, Ordered, Parameters, Rest, Rng, Schedule, Step, UnitSet, View};
+
+const BLOCKS: u64 = 1000;
+
+/// How a guest writes while blocks are sent.
+#[derive(Clone, Copy, Debug)]
+enum Writer {
+    Idle,
+    /// So many writes for each block sent, over the whole disk.
+    Uniform(f64),
+    /// Likewise, within so many blocks.
+    Hot(f64, u64),
+}
+
+/// How a move ended.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Moved { rest: Rest, ended_by: EndedBy, at_pause: u64 },
+    Aborted,
+}
+
+/// An engine without bytes, link or clock.
+struct Engine {
+    unsent: UnitSet<Block>,
+    dirty: UnitSet<Block>,
+    sent: UnitSet<Block>,
+    sent_total: u64,
+    rounds: Vec<Round>,
+    in_round: u64,
+    stage: Stage,
+    writer: Writer,
+    rng: Rng,
+}
+
+impl Engine {
+    fn new(unsent: UnitSet<Block>, writer: Writer) -> Self {
+        let none = || UnitSet::empty(BLOCKS);
+        let (dirty, sent) = (none(), none());
+        let rng = Rng::new(7);
+        Engine { unsent, dirty, sent, sent_total: 0, rounds: Vec::new(), in_round: 0, stage: Stage::Push, writer, rng }
+    }
+
+    fn ask(&self, schedule: &mut dyn Schedule<Block>, other_ready: bool) -> Vec<Step<Block>> {
+        schedule.source(&View {
+            now: Nanos(self.sent_total),
+            stage: self.stage,
+            unit_bytes: BLOCK_BYTES,
+            unsent: &self.unsent,
+            peeked: None,
+            rounds: &self.rounds,
+            verdict: Verdict::Continue,
+            bandwidth: None,
+            other_ready,
+        })
+    }
+
+    fn push(&mut self, units: &Ordered<Block>) {
+        for block in units.extents().iter().copied().flat_map(Extent::indices) {
+            assert!(self.unsent.remove(block), "block {block} was pushed and nobody lacks it");
+            self.sent.insert(block);
+            self.sent_total += 1;
+            self.in_round += 1;
+            let (rate, among) = match self.writer {
+                _ if self.stage != Stage::Push => continue,
+                Writer::Idle => continue,
+                Writer::Uniform(rate) => (rate, BLOCKS),
+                Writer::Hot(rate, among) => (rate, among),
+            };
+            let writes = rate as u64 + u64::from(self.rng.chance(rate.fract()));
+            for _ in 0..writes {
+                self.dirty.insert(self.rng.below(among));
+            }
+        }
+    }
+
+    fn take(&mut self) {
+        let round = Round {
+            kind: Family::Disk,
+            start_ns: 0,
+            ns: self.in_round,
+            sent_units: self.in_round,
+            dirty_units: self.dirty.count(),
+            again_units: 0,
+            bytes: self.in_round * BLOCK_BYTES,
+            limit: None,
+            predicted_ns: None,
+            throttle: 0.0,
+        };
+        self.rounds.push(round);
+        self.in_round = 0;
+        self.unsent.union(&self.dirty);
+        self.dirty.clear();
+    }
+
+    /// Pushes until the strategy is ready or gives up.
+    fn until_ready(&mut self, schedule: &mut dyn Schedule<Block>) -> Result<(Rest, EndedBy), Outcome> {
+        for _ in 0..100 {
+            let steps = self.ask(schedule, false);
+            assert!(!steps.is_empty(), "nothing under way, and the strategy waits for news");
+            let mut ready = None;
+            for step in steps {
+                match step {
+                    Step::Push { units, .. } => {
+                        self.push(&units);
+                        // Everything is sent, and the take is still to come: nothing may be concluded yet.
+                        let early = self.ask(schedule, false);
+                        assert!(!early.iter().any(|step| matches!(step, Step::Push { .. })), "{early:?}");
+                    }
+                    Step::Observe(Observe::Take) => self.take(),
+                    Step::Observe(Observe::Peek) | Step::Wait(_) => {}
+                    Step::Ready { rest, ended_by, .. } => ready = Some((rest, ended_by)),
+                    Step::Abort(reason) => {
+                        assert!(!reason.is_empty());
+                        return Err(Outcome::Aborted);
+                    }
+                }
+            }
+            if let Some(ready) = ready {
+                return Ok(ready);
+            }
+        }
+        panic!("still not ready after 100 answers");
+    }
+
+    /// A whole move; every block must have been sent in the version that the guest left.
+    fn run(&mut self, schedule: &mut dyn Schedule<Block>) -> Outcome {
+        let (rest, ended_by) = match self.until_ready(schedule) {
+            Ok(ready) => ready,
+            Err(aborted) => return aborted,
+        };
+        // The other family takes its time: the guest writes on, and readiness stays.
+        for block in [1, 500] {
+            self.dirty.insert(block);
+            let steps = self.ask(schedule, false);
+            assert!(matches!(steps[..], [.., Step::Ready { .. }]), "{steps:?}");
+        }
+        self.stage = Stage::Paused;
+        self.unsent.union(&self.dirty);
+        self.dirty.clear();
+        let at_pause = self.unsent.count();
+        let paused = self.ask(schedule, true);
+        if rest == Rest::LeaveBehind {
+            assert_eq!(paused, [], "what is left behind costs no downtime");
+            self.stage = Stage::Pull;
+        }
+        for _ in 0..100 {
+            for step in self.ask(schedule, true) {
+                let Step::Push { units, .. } = step else { panic!("{step:?} after the pause") };
+                self.push(&units);
+            }
+            if self.unsent.is_empty() {
+                assert_eq!(self.ask(schedule, true), [], "nothing is left to do");
+                return Outcome::Moved { rest, ended_by, at_pause };
+            }
+        }
+        panic!("{:?} never crossed", self.unsent);
+    }
+}
+
+fn context() -> BuildContext {
+    BuildContext { blocks: BLOCKS, block_bytes: BLOCK_BYTES, seed: 1 }
+}
+
+fn choice(table: Value) -> DiskChoice {
+    serde_json::from_value(table).unwrap()
+}
+
+fn missing_sets() -> [UnitSet<Block>; 3] {
+    let few = [Extent { start: 3, count: 10 }, Extent { start: 700, count: 60 }];
+    [UnitSet::full(BLOCKS), UnitSet::from_extents(BLOCKS, few), UnitSet::empty(BLOCKS)]
+}
+
+const WRITERS: [Writer; 7] = [
+    Writer::Idle,
+    Writer::Uniform(0.01),
+    Writer::Uniform(0.5),
+    Writer::Uniform(3.0),
+    Writer::Hot(0.9, 80),
+    Writer::Hot(2.0, 200),
+    Writer::Hot(5.0, 10),
+];
+
+#[test]
+fn every_strategy_moves_every_block_or_gives_up() {
+    let members = DISK_STRATEGIES.names().map(|name| json!({"strategy": name}));
+    let presets = DISK_PRESETS.names().map(|name| json!({"preset": name}));
+    for table in members.chain(presets) {
+        let choice = choice(table);
+        for writer in WRITERS {
+            for missing in missing_sets() {
+                let mut engine = Engine::new(missing.clone(), writer);
+                let mut strategy = choice.build(&context());
+                assert_eq!(strategy.name, choice.name());
+                let outcome = engine.run(&mut *strategy.schedule);
+                assert_eq!(outcome == Outcome::Aborted, choice.name() == "faulty", "{} {writer:?}", choice.name());
+                if outcome != Outcome::Aborted {
+                    let mut crossed = missing;
+                    crossed.subtract(&engine.sent);
+                    assert!(crossed.is_empty(), "{} {writer:?}: {crossed:?} never crossed", choice.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_entry_is_complete() {
+    let check = |name: &str, texts: [&str; 2], parameters: &'static [whimbrel_model::Parameter]| {
+        let kebab = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        assert!(kebab, "{name} is not kebab-case");
+        assert!(texts.iter().all(|text| !text.is_empty()), "{name} says nothing of itself");
+        Parameters::defaults(parameters);
+        for parameter in parameters {
+            assert!(!parameter.summary.is_empty(), "{name}: {} has no summary", parameter.name);
+            assert!(!["strategy", "preset"].contains(&parameter.name), "{name}: {} is taken", parameter.name);
+        }
+    };
+    for entry in DISK_STRATEGIES.entries {
+        check(entry.name, [entry.summary, entry.source], entry.parameters);
+    }
+    for entry in DISK_PRESETS.entries {
+        check(entry.name, [entry.summary, entry.source], entry.parameters);
+        let strategy = DISK_STRATEGIES.find(entry.build.strategy).unwrap();
+        let names = |parameters: &[whimbrel_model::Parameter]| parameters.iter().map(|p| p.name).collect::<Vec<_>>();
+        assert_eq!(names(entry.parameters), names(strategy.parameters), "{} sets other keys", entry.name);
+    }
+    let mut names: Vec<_> = DISK_STRATEGIES.names().chain(DISK_PRESETS.names()).collect();
+    names.sort_unstable();
+    let before = names.len();
+    names.dedup();
+    assert_eq!(names.len(), before, "a name means two things");
+}
+
+fn three_phase(table: Value, writer: Writer, missing: UnitSet<Block>) -> (Outcome, Engine) {
+    let mut engine = Engine::new(missing, writer);
+    let outcome = engine.run(&mut *choice(table).build(&context()).schedule);
+    (outcome, engine)
+}
+
+fn moved(outcome: Outcome) -> (EndedBy, u64) {
+    match outcome {
+        Outcome::Moved { rest: Rest::LeaveBehind, ended_by, at_pause } => (ended_by, at_pause),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn three_phase_ends_its_rounds_for_the_stated_reason() {
+    let full = || UnitSet::full(BLOCKS);
+    let (outcome, engine) = three_phase(json!({}), Writer::Uniform(0.1), full());
+    let (ended_by, at_pause) = moved(outcome);
+    assert_eq!(ended_by, EndedBy::Converged);
+    assert!(at_pause <= 64 + 2 && engine.rounds.len() < 4, "{at_pause} blocks after {} rounds", engine.rounds.len());
+
+    // Shrinks from round to round, but slowly.
+    let (outcome, engine) = three_phase(json!({"stop_blocks": 0}), Writer::Uniform(0.9), full());
+    assert_eq!((moved(outcome).0, engine.rounds.len()), (EndedBy::RoundBound, 4));
+    let (outcome, engine) = three_phase(json!({"stop_blocks": 0, "max_rounds": 2}), Writer::Uniform(0.9), full());
+    assert_eq!((moved(outcome).0, engine.rounds.len()), (EndedBy::RoundBound, 2));
+
+    // The hot set is rewritten as fast as it is sent: after round 0 no round helps.
+    let (outcome, engine) = three_phase(json!({"max_rounds": 30}), Writer::Hot(9.0, 200), full());
+    assert_eq!((moved(outcome).0, engine.rounds.len()), (EndedBy::RateBound, 2));
+    let again = engine.sent_total - BLOCKS;
+    assert!(again <= 2 * 200 + 2, "{again} blocks were sent again");
+}
+
+#[test]
+fn three_phase_sends_only_what_is_missing() {
+    let [_, few, none] = missing_sets();
+    let (outcome, engine) = three_phase(json!({}), Writer::Idle, few.clone());
+    assert_eq!(moved(outcome), (EndedBy::Converged, 2));
+    // The two written while memory was moved follow in the pull phase.
+    assert_eq!((engine.sent_total, engine.rounds.len()), (few.count() + 2, 1));
+    let (outcome, engine) = three_phase(json!({}), Writer::Idle, none);
+    assert_eq!(moved(outcome).0, EndedBy::Converged);
+    assert_eq!((engine.sent_total, engine.rounds.len()), (2, 0));
+}
+
+#[test]
+fn three_phase_without_rounds_pulls_everything() {
+    let (outcome, engine) = three_phase(json!({"max_rounds": 0}), Writer::Uniform(1.0), UnitSet::full(BLOCKS));
+    assert_eq!(moved(outcome), (EndedBy::RoundBound, BLOCKS));
+    assert_eq!((engine.sent_total, engine.rounds.len()), (BLOCKS, 0));
+}
+
+#[test]
+fn freeze_and_copy_sends_each_block_once_while_paused() {
+    let (outcome, engine) =
+        three_phase(json!({"strategy": "freeze-and-copy"}), Writer::Uniform(3.0), UnitSet::full(BLOCKS));
+    assert_eq!(outcome, Outcome::Moved { rest: Rest::CarryOver, ended_by: EndedBy::Immediate, at_pause: BLOCKS });
+    assert_eq!(engine.sent_total, BLOCKS);
+}
+
+#[test]
+fn faulty_gives_up_after_its_rounds() {
+    for rounds in 0..4 {
+        let (outcome, engine) =
+            three_phase(json!({"strategy": "faulty", "rounds": rounds}), Writer::Uniform(0.9), UnitSet::full(BLOCKS));
+        assert_eq!((outcome, engine.rounds.len()), (Outcome::Aborted, rounds));
+    }
+}
+
+#[test]
+fn a_choice_survives_a_file() {
+    let table: BTreeMap<String, Value> = choice(json!({"preset": "luo2008"})).resolved();
+    assert_eq!(serde_json::to_value(&table).unwrap(), json!({"preset": "luo2008", "max_rounds": 4, "stop_blocks": 64}));
+}
