@@ -1,7 +1,7 @@
 //! The bucket that every byte of one direction of one network card goes through: memory, NBD, demand and control.
 //!
 //! A token bucket *with debt*: bytes may go once everything that went before them is paid for, and then put the bucket
-//! into debt. An idle link saves credit up to one burst, so that a late wake-up loses no rate.
+//! into debt. An idle link saves credit up to one burst.
 //!
 //! | level | meaning | a bulk reservation | an urgent reservation |
 //! |---|---|---|---|
@@ -12,6 +12,10 @@
 //! a time, so several lanes share the link evenly. Urgent bytes (demand replies, control) pass the bulk that *waits*;
 //! what has gone they wait for, at most one burst. They are charged all the same: bulk that waits is pushed back, and
 //! urgents alone are held to the rate. Over any window, the bytes that go are at most rate x window + 2 bursts.
+//!
+//! A waiter that wakes late loses no rate: while somebody waits, credit grows up to 10 ms of the rate. (On a busy machine
+//! a wake-up is often later than a burst lasts. A real card would have sent from its queue meanwhile.) After a stall
+//! longer than a burst, a window that begins at its end can so carry as much more as the stall kept back.
 //!
 //! The arithmetic is exact (integers, billionths of a byte) and reads no clock: `now` is the caller's. Only
 //! [`Bucket::admit`] and [`Bucket::admit_async`] wait, by the host's clock.
@@ -30,6 +34,9 @@ pub const UNLIMITED_CHUNK_BYTES: u64 = 1 << 20;
 
 /// A burst is what the rate carries in this time, unless that is less than [`LEAST_BURST_BYTES`].
 const BURST: Nanos = Nanos(2_000_000);
+
+/// The most lateness of a waiter that is made up for.
+const LATENESS: Nanos = Nanos(10_000_000);
 
 /// The longest that a waiter sleeps before it looks again: the rate may have changed.
 const RECHECK: Nanos = Nanos(20_000_000);
@@ -249,8 +256,17 @@ impl State {
 
     fn earn(&mut self, now: Nanos) {
         let Some(rate) = self.rate else { return };
-        let earned = i128::from(now.since(self.as_of).0) * i128::from(rate);
-        self.level = (self.level + earned).min(burst_of(rate) as i128 * SCALE);
+        let elapsed = now.since(self.as_of);
+        let burst = burst_of(rate) as i128 * SCALE;
+        let most = if self.waiting.iter().any(|w| w.goes.is_none()) {
+            burst.max(i128::from(LATENESS.0) * i128::from(rate))
+        } else if elapsed < BURST {
+            // What lateness earned is kept until the late ones have asked again.
+            burst.max(self.level)
+        } else {
+            burst
+        };
+        self.level = (self.level + i128::from(elapsed.0) * i128::from(rate)).min(most);
         self.as_of = self.as_of.max(now);
     }
 

@@ -39,7 +39,7 @@ use relay::Relay;
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -49,7 +49,9 @@ use std::time::Duration;
 /// Reading and writing need only `&self`, so an `Arc` serves a reader and a writer on two threads.
 #[derive(Debug)]
 pub struct LinkStream {
-    tcp: Arc<TcpStream>,
+    tcp: TcpStream,
+    /// The socket once more, for who severs it.
+    socket: Arc<OwnedFd>,
     relay: Option<Relay<UnixStream>>,
     nic: Nic,
     class: Class,
@@ -72,7 +74,8 @@ impl LinkStream {
         tcp.set_nonblocking(false)?;
         set_options(&tcp)?;
         let relay = Relay::open(&tcp, nic)?;
-        Ok(LinkStream { tcp: Arc::new(tcp), relay, nic: nic.clone(), class })
+        let socket = Arc::new(tcp.as_fd().try_clone_to_owned()?);
+        Ok(LinkStream { tcp, socket, relay, nic: nic.clone(), class })
     }
 
     /// The most bytes that may be asked for and written at once.
@@ -116,7 +119,7 @@ impl LinkStream {
             let (chunk, after) = rest.split_at(rest.len().min(self.burst_bytes() as usize));
             self.admit(chunk.len() as u64, class);
             match &self.relay {
-                None => (&*self.tcp).write_all(chunk)?,
+                None => (&self.tcp).write_all(chunk)?,
                 Some(relay) => relay.near().write_all(chunk)?,
             }
             rest = after;
@@ -176,17 +179,15 @@ impl LinkStream {
 
     /// A handle that cuts the connection from elsewhere.
     pub fn severer(&self) -> Severer {
-        let tcp: Weak<TcpStream> = Arc::downgrade(&self.tcp);
-        Severer { tcp }
+        Severer { socket: Arc::downgrade(&self.socket) }
     }
 
     /// The same connection for tokio, within whose runtime this must be called.
     ///
     /// # Errors
-    /// The runtime doesn't take the socket. [`io::ErrorKind::ResourceBusy`]: a [`Severer`] is at work.
+    /// The runtime doesn't take the socket.
     pub fn into_async(self) -> io::Result<AsyncLinkStream> {
-        let LinkStream { tcp, relay, nic, class } = self;
-        let tcp = sole(tcp)?;
+        let LinkStream { tcp, socket, relay, nic, class } = self;
         tcp.set_nonblocking(true)?;
         let tcp = tokio::net::TcpStream::from_std(tcp)?;
         let relay = relay.map(|relay| {
@@ -195,11 +196,7 @@ impl LinkStream {
                 tokio::net::UnixStream::from_std(near)
             })
         });
-        Ok(AsyncLinkStream::of(tcp, relay.transpose()?, nic, class))
-    }
-
-    fn from_parts(tcp: TcpStream, relay: Option<Relay<UnixStream>>, nic: Nic, class: Class) -> Self {
-        LinkStream { tcp: Arc::new(tcp), relay, nic, class }
+        Ok(AsyncLinkStream::of(tcp, socket, relay.transpose()?, nic, class))
     }
 }
 
@@ -209,7 +206,7 @@ impl Read for &LinkStream {
             Some(ingress) => buffer.len().min(ingress.burst_bytes() as usize),
             None => buffer.len(),
         };
-        let bytes = (&*self.tcp).read(&mut buffer[..most])?;
+        let bytes = (&self.tcp).read(&mut buffer[..most])?;
         self.received(bytes as u64, self.class);
         Ok(bytes)
     }
@@ -244,31 +241,21 @@ impl Write for LinkStream {
     }
 }
 
-/// Cuts a stream's connection, for fault tests. Outlives the stream without keeping it open.
-#[derive(Clone)]
+/// Cuts a stream's connection, for fault tests. Outlives the stream without keeping it open, and goes on when the
+/// stream changes its form.
+#[derive(Clone, Debug)]
 pub struct Severer {
-    tcp: Weak<dyn AsFd + Send + Sync>,
-}
-
-impl std::fmt::Debug for Severer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Severer")
-    }
+    socket: Weak<OwnedFd>,
 }
 
 impl Severer {
     /// Cuts the connection in both directions; does nothing if it is gone already.
     pub fn sever(&self) {
-        if let Some(tcp) = self.tcp.upgrade() {
+        if let Some(socket) = self.socket.upgrade() {
             // It fails only if the other side was quicker.
-            let _ = SockRef::from(&tcp.as_fd()).shutdown(Shutdown::Both);
+            let _ = SockRef::from(&*socket).shutdown(Shutdown::Both);
         }
     }
-}
-
-/// The connection that only its stream holds, but for a severer's blink.
-fn sole<T>(tcp: Arc<T>) -> io::Result<T> {
-    Arc::try_unwrap(tcp).map_err(|_| io::ErrorKind::ResourceBusy.into())
 }
 
 /// A dead host is noticed after about 20 s although nothing is sent: 10 s of silence, then 5 probes.

@@ -328,8 +328,8 @@ fn a_severed_link_wakes_tokio_too() {
     for nic in [Nic::unlimited(), delayed(Duration::from_millis(2))] {
         runtime().block_on(async {
             let (a, b) = pair(&nic, &nic);
-            let (a, mut b) = (a.into_async().unwrap(), b.into_async().unwrap());
             let severer = b.severer();
+            let (a, mut b) = (a.into_async().unwrap(), b.into_async().unwrap());
             let (mut reader, mut writer) = a.into_split();
             let write = async {
                 loop {

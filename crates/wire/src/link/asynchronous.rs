@@ -1,18 +1,19 @@
 //! The link for tokio: the same buckets, cards and delay lines as the form that blocks.
 
 use super::relay::Relay;
-use super::{LinkStream, Severer, set_options, sole};
+use super::{LinkStream, Severer, set_options};
 use crate::bucket::{Booking, Class};
 use crate::clock;
 use crate::nic::Nic;
-use socket2::SockRef;
 use std::io::{self, IoSlice};
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, ToSocketAddrs, UnixStream};
 use tokio::time::Sleep;
 
@@ -47,14 +48,21 @@ impl AsyncLinkStream {
                 UnixStream::from_std(near)
             })
         });
-        Ok(Self::of(tcp, relay.transpose()?, nic.clone(), class))
+        let socket = Arc::new(tcp.as_fd().try_clone_to_owned()?);
+        Ok(Self::of(tcp, socket, relay.transpose()?, nic.clone(), class))
     }
 
-    pub(super) fn of(tcp: TcpStream, relay: Option<Relay<UnixStream>>, nic: Nic, class: Class) -> Self {
-        let tcp = Arc::new(tcp);
-        let read = LinkReadHalf { tcp: Arc::clone(&tcp), nic: nic.clone(), class, turn: Turn::default() };
-        let write = LinkWriteHalf { sink: Some(Sink { tcp, relay }), nic, class, turn: Turn::default(), admitted: 0 };
-        AsyncLinkStream { read, write }
+    pub(super) fn of(
+        tcp: TcpStream,
+        socket: Arc<OwnedFd>,
+        relay: Option<Relay<UnixStream>>,
+        nic: Nic,
+        class: Class,
+    ) -> Self {
+        let (tcp, write) = tcp.into_split();
+        let sink = Some(Sink { tcp: write, relay, _socket: Arc::clone(&socket) });
+        let write = LinkWriteHalf { sink, nic: nic.clone(), class, turn: Turn::default(), admitted: 0 };
+        AsyncLinkStream { read: LinkReadHalf { tcp, socket, nic, class, turn: Turn::default() }, write }
     }
 
     /// The two directions apart, for two tasks.
@@ -65,21 +73,20 @@ impl AsyncLinkStream {
     /// The same connection in the form that blocks: nothing is read ahead, so nothing is lost.
     ///
     /// # Errors
-    /// The socket can't be taken from tokio. [`io::ErrorKind::ResourceBusy`]: a [`Severer`] is at work.
+    /// The socket can't be taken from tokio.
     pub fn into_blocking(mut self) -> io::Result<LinkStream> {
-        let Some(Sink { tcp, relay }) = self.write.sink.take() else { return Err(io::ErrorKind::NotConnected.into()) };
-        let (nic, class) = (self.read.nic.clone(), self.read.class);
-        drop(self);
-        let tcp = sole(tcp)?.into_std()?;
+        let sink = self.write.sink.take().ok_or(io::ErrorKind::NotConnected)?;
+        let LinkReadHalf { tcp, socket, nic, class, .. } = self.read;
+        let tcp = tcp.reunite(sink.tcp).map_err(io::Error::other)?.into_std()?;
         tcp.set_nonblocking(false)?;
-        let relay = relay.map(|relay| {
+        let relay = sink.relay.map(|relay| {
             relay.convert(|near| {
                 let near = near.into_std()?;
                 near.set_nonblocking(false)?;
                 Ok(near)
             })
         });
-        Ok(LinkStream::from_parts(tcp, relay.transpose()?, nic, class))
+        Ok(LinkStream { tcp, socket, relay: relay.transpose()?, nic, class })
     }
 
     /// The class of everything read and written.
@@ -121,15 +128,16 @@ impl AsyncLinkStream {
 
     /// A handle that cuts the connection from elsewhere.
     pub fn severer(&self) -> Severer {
-        let tcp: Weak<TcpStream> = Arc::downgrade(&self.read.tcp);
-        Severer { tcp }
+        self.read.severer()
     }
 }
 
 /// The reading direction of an [`AsyncLinkStream`].
 #[derive(Debug)]
 pub struct LinkReadHalf {
-    tcp: Arc<TcpStream>,
+    tcp: OwnedReadHalf,
+    /// The socket once more, for who severs it; it closes with the last of the two halves.
+    socket: Arc<OwnedFd>,
     nic: Nic,
     class: Class,
     turn: Turn,
@@ -149,8 +157,9 @@ pub struct LinkWriteHalf {
 
 #[derive(Debug)]
 struct Sink {
-    tcp: Arc<TcpStream>,
+    tcp: OwnedWriteHalf,
     relay: Option<Relay<UnixStream>>,
+    _socket: Arc<OwnedFd>,
 }
 
 /// Bytes that wait for a bucket, and the timer that they wait with.
@@ -203,36 +212,23 @@ impl LinkWriteHalf {
         self.nic.sent(bytes as u64, clock::now());
     }
 
-    fn sink(&self) -> io::Result<&Sink> {
-        self.sink.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    fn sink(&mut self) -> io::Result<&mut Sink> {
+        self.sink.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
 impl Sink {
-    fn poll_write(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        loop {
-            let result = match &self.relay {
-                None => {
-                    ready!(self.tcp.poll_write_ready(cx))?;
-                    self.tcp.try_write_vectored(pieces)
-                }
-                Some(relay) => {
-                    ready!(relay.near().poll_write_ready(cx))?;
-                    relay.near().try_write_vectored(pieces)
-                }
-            };
-            match result {
-                // The readiness was stale and is cleared by now: ask again, to be woken.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
+    fn poll_write(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match &mut self.relay {
+            None => Pin::new(&mut self.tcp).poll_write_vectored(cx, pieces),
+            Some(relay) => Pin::new(relay.near_mut()).poll_write_vectored(cx, pieces),
         }
     }
 
-    fn shutdown(&self) -> io::Result<()> {
-        match &self.relay {
-            None => SockRef::from(&*self.tcp).shutdown(Shutdown::Write),
-            Some(relay) => SockRef::from(relay.near()).shutdown(Shutdown::Write),
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.relay {
+            None => Pin::new(&mut self.tcp).poll_shutdown(cx),
+            Some(relay) => Pin::new(relay.near_mut()).poll_shutdown(cx),
         }
     }
 }
@@ -271,8 +267,8 @@ impl AsyncWrite for LinkWriteHalf {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.sink()?.shutdown())
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.sink()?.poll_shutdown(cx)
     }
 }
 
@@ -293,9 +289,10 @@ fn cut_to<'a>(pieces: &'a [IoSlice<'a>], most: usize, cut: &mut [IoSlice<'a>]) -
 
 impl Drop for LinkWriteHalf {
     fn drop(&mut self) {
-        if let Some(sink) = &self.sink {
-            // It fails only where the connection has failed, and then there is nothing left to end.
-            let _ = sink.shutdown();
+        if let Some(Sink { tcp, relay: Some(relay), .. }) = self.sink.take() {
+            // With a delay line it is the relay that ends the writing, once everything is sent.
+            drop(relay);
+            tcp.forget();
         }
     }
 }
@@ -304,29 +301,28 @@ impl AsyncRead for LinkReadHalf {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // What was read last is paid for before more is read: bytes can't be taken back out of the caller's buffer.
         ready!(self.turn.poll(cx));
+        let before = buffer.filled().len();
         let most = self.nic.ingress().map(|ingress| buffer.remaining().min(ingress.burst_bytes() as usize));
-        loop {
-            ready!(self.tcp.poll_read_ready(cx))?;
-            let result = match most {
-                None => self.tcp.try_read_buf(buffer),
-                Some(most) => {
-                    let result = self.tcp.try_read(buffer.initialize_unfilled_to(most));
-                    result.inspect(|bytes| buffer.advance(*bytes))
-                }
-            };
-            match result {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(bytes) => {
-                    self.read(bytes as u64);
-                    return Poll::Ready(Ok(()));
-                }
+        match most {
+            None => ready!(Pin::new(&mut self.tcp).poll_read(cx, buffer))?,
+            Some(most) => {
+                let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
+                ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut part))?;
+                let bytes = part.filled().len();
+                buffer.advance(bytes);
             }
         }
+        self.read((buffer.filled().len() - before) as u64);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl LinkReadHalf {
+    /// A handle that cuts the connection, both directions of it.
+    pub fn severer(&self) -> Severer {
+        Severer { socket: Arc::downgrade(&self.socket) }
+    }
+
     fn read(&mut self, bytes: u64) {
         let now = clock::now();
         self.nic.received(bytes, now);

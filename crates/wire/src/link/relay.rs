@@ -55,6 +55,11 @@ impl<S> Relay<S> {
         &self.near
     }
 
+    /// Where the writer writes, for writers that need it to themselves.
+    pub(super) fn near_mut(&mut self) -> &mut S {
+        &mut self.near
+    }
+
     /// The same end in another form.
     pub(super) fn convert<T>(self, form: impl FnOnce(S) -> io::Result<T>) -> io::Result<Relay<T>> {
         Ok(Relay { near: form(self.near)?, dropped: self.dropped })
