@@ -18,6 +18,7 @@ use crate::watch::{Server, Watch};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -95,11 +96,13 @@ impl MissingPages {
     /// passed over; they must not have been written again, since the guest may have.
     ///
     /// # Errors
-    /// The kernel can't map the pages: the guest must be stopped and [`MissingPages::abandon`]ed.
+    /// The kernel can't map the pages, or faults are no longer answered: the guest must be stopped and
+    /// [`MissingPages::abandon`]ed.
     pub fn complete(&self, extent: Extent) -> Result<Vec<Waited>> {
         let mut waits = Vec::new();
         let runs = {
             let mut state = self.shared.state();
+            state.check()?;
             let runs = runs_within(&state.missing, extent);
             for run in &runs {
                 state.missing.remove_extent(*run);
@@ -114,6 +117,11 @@ impl MissingPages {
             self.shared.watch.map(&self.shared.ram, run)?;
         }
         Ok(waits.into_iter().map(|(page, since)| Waited { page, time: since.elapsed() }).collect())
+    }
+
+    /// Why faults are no longer answered; `None` while all is well.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.state().failed.clone()
     }
 
     /// Whether the page has not come yet.
@@ -146,10 +154,7 @@ impl MissingPages {
             if state.count > 0 {
                 return Err(MemoryError::OutOfTurn("pages are missing still"));
             }
-            if let Some(why) = &state.failed {
-                let source = std::io::Error::other(why.clone());
-                return Err(MemoryError::Kernel { call: "serving missing pages", source });
-            }
+            state.check()?;
         }
         self.release()
     }
@@ -186,14 +191,25 @@ impl Drop for MissingPages {
     }
 }
 
+impl State {
+    fn check(&self) -> Result<()> {
+        match &self.failed {
+            None => Ok(()),
+            Some(why) => {
+                let source = std::io::Error::other(why.clone());
+                Err(MemoryError::Kernel { call: "answering page faults", source })
+            }
+        }
+    }
+}
+
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers one fault.
-    fn answer(&self, page: u64) -> Result<()> {
-        let now = Instant::now();
+    fn answer(&self, page: u64, now: Instant) -> Result<()> {
         {
             let mut state = self.state();
             if state.missing.contains(page) {
@@ -224,8 +240,9 @@ impl Shared {
                 return Ok(());
             }
             self.watch.uffd().read_faults(&mut faults).map_err(MemoryError::kernel("read(userfaultfd)"))?;
+            let now = Instant::now();
             for page in faults.iter().filter_map(|address| self.watch.page_at(*address)) {
-                self.answer(page)?;
+                self.answer(page, now)?;
             }
         }
     }
@@ -257,9 +274,13 @@ impl FaultServer {
         let thread = std::thread::Builder::new()
             .name("missing-pages".to_owned())
             .spawn(move || {
-                if let Err(error) = shared.serve(&theirs) {
-                    shared.state().failed = Some(error.to_string());
-                }
+                // A handler that panics must not leave the guest waiting in silence.
+                let failed = match catch_unwind(AssertUnwindSafe(|| shared.serve(&theirs))) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "the fault handler panicked".to_owned(),
+                };
+                shared.state().failed = Some(failed);
             })
             .map_err(MemoryError::kernel("spawning a thread"))?;
         Ok(FaultServer { stop, thread: Some(thread) })

@@ -71,7 +71,7 @@ impl Pagemap {
         };
         // SAFETY: the kernel reads and writes one `pm_scan_arg`, and at most `vec_len` regions at `vec`; both are borrowed
         // exclusively for the call.
-        let found = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::Ioctl::from(PAGEMAP_SCAN), &raw mut argument) };
+        let found = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN as libc::Ioctl, &raw mut argument) };
         // No retry: an interrupted call may have protected pages that it didn't report. The kernel interrupts it only
         // for a process that is being killed.
         usize::try_from(found).map(|found| (found, argument.walk_end)).map_err(|_| io::Error::last_os_error())

@@ -225,15 +225,19 @@ impl GuestRam {
     }
 
     /// Allocates all pages and enters them in both mappings, so that nobody pays for a first touch later. What pages
-    /// hold stays as it is.
+    /// hold stays as it is. Another process's mapping can't be reached: there, only the pages are allocated.
     ///
     /// # Errors
     /// Memory is short, or pages are missing (see [`crate::faults`]).
     pub fn populate(&self) -> Result<()> {
-        if self.watch.get().is_some_and(|w| w.serves_faults()) {
+        let watch = self.watch.get();
+        if watch.is_some_and(|w| w.serves_faults()) {
             return Err(MemoryError::OutOfTurn("RAM is populated before its missing pages are served"));
         }
         self.populate_host(self.all())?;
+        if watch.is_some_and(|w| w.is_outside()) {
+            return Ok(());
+        }
         populate(&self.guest, self.all()).map_err(MemoryError::kernel("madvise(MADV_POPULATE_WRITE)"))
     }
 

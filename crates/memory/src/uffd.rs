@@ -214,7 +214,7 @@ fn retry(mut call: impl FnMut() -> io::Result<()>) -> io::Result<()> {
 fn control<T>(fd: BorrowedFd<'_>, code: u32, argument: &mut T) -> io::Result<()> {
     // SAFETY: every caller in this file passes the structure that the kernel reads and writes for `code`, exclusively
     // borrowed. None of the codes changes what memory holds; they change how it is mapped and protected.
-    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::Ioctl::from(code), std::ptr::from_mut(argument)) };
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), code as libc::Ioctl, std::ptr::from_mut(argument)) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -259,7 +259,7 @@ fn open_device() -> io::Result<OwnedFd> {
     let node = std::fs::File::options().read(true).write(true).open("/dev/userfaultfd")?;
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: USERFAULTFD_IOC_NEW takes a number and answers a new descriptor or -1.
-    owned(unsafe { libc::ioctl(node.as_raw_fd(), libc::Ioctl::from(IOC_NEW), flags) }.into())
+    owned(unsafe { libc::ioctl(node.as_raw_fd(), IOC_NEW as libc::Ioctl, flags) }.into())
 }
 
 fn owned(answer: libc::c_long) -> io::Result<OwnedFd> {

@@ -93,6 +93,11 @@ impl Watch {
         self.serving.load(Ordering::Acquire)
     }
 
+    /// Whether the guest runs in another process.
+    pub(crate) fn is_outside(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// The page in which `address` lies.
     pub(crate) fn page_at(&self, address: u64) -> Option<u64> {
         let page = address.checked_sub(self.address)? / PAGE_BYTES;
@@ -111,10 +116,13 @@ impl Watch {
         self.uffd.unregister(self.address, self.pages * PAGE_BYTES).map_err(MemoryError::kernel("UFFDIO_UNREGISTER"))
     }
 
-    /// Protects every page against writes, for the dirty log.
-    pub(crate) fn protect_all(&self) -> Result<()> {
+    /// Protects every page against writes, for the dirty log; `again` if this log is armed already.
+    pub(crate) fn protect_all(&self, again: bool) -> Result<()> {
         self.uffd.require("the dirty log", LOG_FEATURES)?;
         let mut uses = self.uses();
+        if uses.log && !again {
+            return Err(MemoryError::OutOfTurn("another dirty log over the same RAM is armed"));
+        }
         if !uses.log && !uses.faults {
             self.register(Modes { write_protect: true, ..Modes::default() })?;
         }
@@ -174,11 +182,14 @@ impl Watch {
         // Asynchronous protection or none: without WP_ASYNC a protected write would wait for an answer.
         let write_protect = self.uffd.has(UFFD_FEATURE_WP_ASYNC);
         self.register(Modes { missing: true, minor: true, write_protect })?;
+        if !self.is_outside()
+            && let Err(error) = ram.unmap_guest()
+        {
+            self.unregister()?;
+            return Err(error);
+        }
         uses.faults = true;
         self.serving.store(true, Ordering::Release);
-        if self.process.is_none() {
-            ram.unmap_guest()?;
-        }
         Ok(())
     }
 

@@ -151,6 +151,11 @@ fn arming_again_forgets_and_disarming_refuses() {
     assert!(log.take().unwrap().is_empty());
     write(&ram, 7);
     assert_eq!(log.take().unwrap(), set(PAGES, [7]));
+    let mut second = UserfaultLog::over(&ram).unwrap();
+    assert!(second.arm().is_err(), "two logs would take each other's pages");
+    write(&ram, 8);
+    drop(second);
+    assert_eq!(log.take().unwrap(), set(PAGES, [8]));
     log.disarm().unwrap();
     assert!(log.take().is_err());
     assert!(log.peek().is_err());

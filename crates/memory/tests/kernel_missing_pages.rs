@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use whimbrel_memory::GuestRam;
+use whimbrel_memory::{GuestRam, MissingPages};
 use whimbrel_model::{Extent, Rng};
 
 const PAGES: u64 = 1024;
@@ -30,7 +30,7 @@ fn assert_whole(ram: &GuestRam, page: u64) {
 }
 
 /// Fills a page in two halves, as a receiver does, then completes it. Zero pages are left as holes now and then.
-fn receive(ram: &GuestRam, pages: &whimbrel_memory::MissingPages, extent: Extent) -> u64 {
+fn receive(ram: &GuestRam, pages: &MissingPages, extent: Extent) -> u64 {
     for page in extent.indices().filter(|page| expected(*page) != 0 || page.is_multiple_of(2)) {
         let (first, second) = ram.host_page(page).split_at(256);
         first.iter().for_each(|word| word.store(expected(page), Ordering::Relaxed));
@@ -38,6 +38,17 @@ fn receive(ram: &GuestRam, pages: &whimbrel_memory::MissingPages, extent: Extent
         second.iter().for_each(|word| word.store(expected(page), Ordering::Relaxed));
     }
     pages.complete(extent).unwrap().len() as u64
+}
+
+/// Lets the waiting threads go when the receiver's assertions fail: the test ends instead of hanging.
+struct OnPanic<'a>(&'a MissingPages);
+
+impl Drop for OnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.0.abandon();
+        }
+    }
 }
 
 /// Four threads touch pages at random while another completes them in random order, half of them because it is told to.
@@ -54,6 +65,7 @@ fn race(seed: u64, missing_share: f64, populated: bool) {
     let mut order: Vec<u64> = missing.iter().copied().collect();
     rng.shuffle(&mut order);
     let (asked, waited) = std::thread::scope(|scope| {
+        let _guard = OnPanic(&pages);
         for thread in 0..4 {
             let ram = &ram;
             scope.spawn(move || {
@@ -120,6 +132,24 @@ fn a_wait_lasts_until_the_page_is_complete_and_is_reported() {
 }
 
 #[test]
+fn a_handler_that_panics_is_reported_and_nobody_hangs() {
+    let ram = ram(PAGES);
+    let panics = Box::new(|_, _| panic!("this panic is part of the test"));
+    let begun = MissingPages::begin(Arc::clone(&ram), set(PAGES, 0..PAGES), panics);
+    let Some(pages) = or_skip("a_handler_that_panics", begun) else { return };
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(|| ram.guest_page(1)[0].load(Ordering::Relaxed));
+        while pages.failure().is_none() {
+            std::thread::yield_now();
+        }
+        assert!(pages.complete(ram.all()).is_err(), "faults are no longer answered");
+        assert!(pages.finish().is_err());
+        assert_eq!(pages.abandon().unwrap().count(), PAGES);
+        assert_eq!(guest.join().unwrap(), 0);
+    });
+}
+
+#[test]
 fn giving_up_wakes_who_waits() {
     for by_drop in [false, true] {
         let ram = ram(PAGES);
@@ -166,9 +196,9 @@ fn what_is_present_never_faults() {
     }
     assert_eq!(ram.guest_page(10)[0].load(Ordering::Relaxed), 0);
     assert!(told.try_recv().is_err());
-    let other = whimbrel_memory::MissingPages::begin(Arc::clone(&ram), set(PAGES, []), Box::new(|_, _| ()));
+    let other = MissingPages::begin(Arc::clone(&ram), set(PAGES, []), Box::new(|_, _| ()));
     assert!(other.is_err(), "one service at a time");
-    let wrong = whimbrel_memory::MissingPages::begin(Arc::clone(&ram), set(3, []), Box::new(|_, _| ()));
+    let wrong = MissingPages::begin(Arc::clone(&ram), set(3, []), Box::new(|_, _| ()));
     assert!(wrong.is_err(), "another universe");
     assert_eq!(pages.missing_count(), 1, "the failed attempts have not touched the first");
 }

@@ -52,10 +52,18 @@ impl UserfaultLog {
 impl DirtyLog for UserfaultLog {
     fn arm(&mut self) -> Result<()> {
         self.ram.marks().clear();
-        self.watch.protect_all()?;
-        self.armed = true;
+        let again = std::mem::take(&mut self.armed);
         // A kernel that has the features may still lack the scan: better known now than at the first take.
-        self.watch.written(false, |_, _| ())
+        match self.watch.protect_all(again).and_then(|()| self.watch.written(false, |_, _| ())) {
+            Ok(()) => self.armed = true,
+            Err(error @ MemoryError::OutOfTurn(_)) => return Err(error),
+            Err(error) => {
+                // Its own failure matters less than the one that is told.
+                let _ = self.watch.release_log();
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self) -> Result<UnitSet<Page>> {
