@@ -18,6 +18,7 @@ use crate::watch::{Server, Watch};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -277,7 +278,7 @@ impl FaultServer {
                 // A handler that panics must not leave the guest waiting in silence.
                 let failed = match catch_unwind(AssertUnwindSafe(|| shared.serve(&theirs))) {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => error.to_string(),
+                    Ok(Err(error)) => error.source().map_or(error.to_string(), |source| format!("{error}: {source}")),
                     Err(_) => "the fault handler panicked".to_owned(),
                 };
                 shared.state().failed = Some(failed);

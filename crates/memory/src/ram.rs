@@ -231,7 +231,7 @@ impl GuestRam {
     /// Memory is short, or pages are missing (see [`crate::faults`]).
     pub fn populate(&self) -> Result<()> {
         let watch = self.watch.get();
-        if watch.is_some_and(|w| w.serves_faults()) {
+        if watch.is_some_and(|w| w.blocks()) {
             return Err(MemoryError::OutOfTurn("RAM is populated before its missing pages are served"));
         }
         self.populate_host(self.all())?;

@@ -36,7 +36,9 @@ pub struct Watch {
     /// Whether pages are to be mapped write-protected. Held for reading while pages are mapped, so that none is mapped
     /// unprotected behind the back of an arm.
     protecting: RwLock<bool>,
-    serving: AtomicBool,
+    /// Whether the mapping is registered for faults. Cleared *before* that ends, so that who maps pages meanwhile can
+    /// tell the end from a failure.
+    blocking: AtomicBool,
 }
 
 #[derive(Default)]
@@ -76,7 +78,7 @@ impl Watch {
             pages,
             uses: Mutex::default(),
             protecting: RwLock::new(false),
-            serving: AtomicBool::new(false),
+            blocking: AtomicBool::new(false),
         }
     }
 
@@ -88,9 +90,9 @@ impl Watch {
         &self.uffd
     }
 
-    /// Whether missing pages are being served.
-    pub(crate) fn serves_faults(&self) -> bool {
-        self.serving.load(Ordering::Acquire)
+    /// Whether an access to a page that is not mapped blocks until it is.
+    pub(crate) fn blocks(&self) -> bool {
+        self.blocking.load(Ordering::SeqCst)
     }
 
     /// Whether the guest runs in another process.
@@ -113,6 +115,7 @@ impl Watch {
     }
 
     fn unregister(&self) -> Result<()> {
+        self.blocking.store(false, Ordering::SeqCst);
         self.uffd.unregister(self.address, self.pages * PAGE_BYTES).map_err(MemoryError::kernel("UFFDIO_UNREGISTER"))
     }
 
@@ -189,7 +192,7 @@ impl Watch {
             return Err(error);
         }
         uses.faults = true;
-        self.serving.store(true, Ordering::Release);
+        self.blocking.store(true, Ordering::SeqCst);
         Ok(())
     }
 
@@ -199,7 +202,6 @@ impl Watch {
         if !std::mem::take(&mut uses.faults) {
             return Ok(());
         }
-        self.serving.store(false, Ordering::Release);
         let answer = if uses.log {
             uses.lingering = server;
             Ok(())
@@ -236,6 +238,8 @@ impl Watch {
                         ram.populate_host(Extent { start: at, count: extent.end() - at })?;
                         populated = true;
                     }
+                    // Nothing blocks any more: there is no need to map pages ahead of the access.
+                    _ if !self.blocks() => return Ok(()),
                     _ => return Err(MemoryError::Kernel { call: "UFFDIO_CONTINUE", source: error }),
                 },
             }

@@ -131,6 +131,30 @@ fn a_wait_lasts_until_the_page_is_complete_and_is_reported() {
     pages.finish().unwrap();
 }
 
+/// Whoever sees that nothing is missing may finish, while another thread is still mapping the last page and late faults
+/// on complete pages are still being answered.
+#[test]
+fn finishing_does_not_disturb_who_completes_or_waits() {
+    let ram = ram(64);
+    for round in 0..300 {
+        let Some((pages, _told)) = or_skip("finishing", begin(&ram, set(64, 0..64))) else { return };
+        std::thread::scope(|scope| {
+            let _guard = OnPanic(&pages);
+            for part in 0..2 {
+                let (ram, pages) = (&ram, &pages);
+                scope
+                    .spawn(move || (0..64).for_each(|page| _ = ram.guest_page(page ^ part)[0].load(Ordering::Relaxed)));
+                scope.spawn(move || pages.complete(Extent { start: part * 32, count: 32 }).unwrap());
+            }
+            while pages.missing_count() > 0 {
+                std::thread::yield_now();
+            }
+            pages.finish().unwrap();
+        });
+        assert_eq!(pages.failure(), None, "round {round}");
+    }
+}
+
 #[test]
 fn a_handler_that_panics_is_reported_and_nobody_hangs() {
     let ram = ram(PAGES);
