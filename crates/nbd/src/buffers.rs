@@ -41,10 +41,10 @@ impl Input {
         }
     }
 
-    /// Moves what is there into `target`, as far as it goes; returns how much that was.
-    pub(crate) fn move_into(&mut self, target: &mut [u8]) -> usize {
-        let count = target.len().min(self.bytes().len());
-        target[..count].copy_from_slice(&self.bytes()[..count]);
+    /// Moves what is there into `place`, as far as it goes; returns how much that was.
+    pub(crate) fn move_into(&mut self, place: &mut [u8]) -> usize {
+        let count = place.len().min(self.bytes().len());
+        place[..count].copy_from_slice(&self.bytes()[..count]);
         self.consume(count);
         count
     }
@@ -86,15 +86,15 @@ impl Input {
         Ok(())
     }
 
-    /// Fills `target` from what is there and then from the stream.
+    /// Fills `place` from what is there and then from the stream.
     pub(crate) async fn read_exact<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
-        target: &mut [u8],
+        place: &mut [u8],
         during: &'static str,
     ) -> Result<(), NbdError> {
-        let have = self.move_into(target);
-        match stream.read_exact(&mut target[have..]).await {
+        let have = self.move_into(place);
+        match stream.read_exact(&mut place[have..]).await {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(NbdError::Closed { during }),
             Err(error) => Err(error.into()),
@@ -102,13 +102,13 @@ impl Input {
     }
 }
 
-/// Reads once into `target`; 0 is the stream's end.
+/// Reads once into `place`; 0 is the stream's end.
 pub(crate) fn poll_read<S: AsyncRead + Unpin>(
     stream: &mut S,
     context: &mut Context<'_>,
-    target: &mut [u8],
+    place: &mut [u8],
 ) -> Poll<io::Result<usize>> {
-    let mut buffer = ReadBuf::new(target);
+    let mut buffer = ReadBuf::new(place);
     ready!(Pin::new(stream).poll_read(context, &mut buffer))?;
     Poll::Ready(Ok(buffer.filled().len()))
 }
@@ -175,10 +175,10 @@ mod tests {
         let mut input = Input::new();
         input.fill(&mut stream, 2, "test").await.unwrap();
         assert_eq!(input.bytes(), [1, 2, 3, 4, 5]);
-        let mut target = [0; 4];
-        input.read_exact(&mut stream, &mut target, "test").await.unwrap();
-        assert_eq!((target, input.bytes()), ([1, 2, 3, 4], &[5][..]));
-        let error = input.read_exact(&mut stream, &mut target, "test").await;
+        let mut place = [0; 4];
+        input.read_exact(&mut stream, &mut place, "test").await.unwrap();
+        assert_eq!((place, input.bytes()), ([1, 2, 3, 4], &[5][..]));
+        let error = input.read_exact(&mut stream, &mut place, "test").await;
         assert!(matches!(error, Err(NbdError::Closed { during: "test" })));
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     client_tasks::{Answer, Expected, Pending, Shared, read_replies, write_requests},
     error::NbdError,
     negotiate_client::{ExportInfo, ListedExport, Negotiation},
-    protocol::{Request, command, command_flag, option},
+    protocol::{Request, command, command_flag, flag, option},
 };
 
 /// What a client asks for, beyond the export.
@@ -200,31 +200,59 @@ impl Client {
     }
 
     async fn write_one(&self, offset: u64, payload: Vec<u8>, fua: bool) -> Result<(), NbdError> {
-        let flags = if fua { command_flag::FUA } else { 0 };
+        let flags = self.fua_flag(fua);
         let length = payload.len() as u32;
         let expected = Expected::Nothing;
         self.submit(command::WRITE, flags, offset, length, payload, expected).await?;
-        Ok(())
+        if fua && flags == 0 { self.flush().await } else { Ok(()) }
+    }
+
+    /// The flag for a durable command; 0 where the server lacks it, and a flush has to follow.
+    fn fua_flag(&self, fua: bool) -> u16 {
+        if fua && self.0.info.has(flag::SEND_FUA) { command_flag::FUA } else { 0 }
     }
 
     /// Makes durable what was answered before.
     pub async fn flush(&self) -> Result<(), NbdError> {
+        if !self.0.info.has(flag::SEND_FLUSH) {
+            return Err(NbdError::InvalidRequest("the server cannot flush"));
+        }
         self.submit(command::FLUSH, 0, 0, 0, Vec::new(), Expected::Nothing).await?;
         Ok(())
     }
 
-    /// Tells that a range's content is no longer needed.
+    /// Tells that a range's content is no longer needed. A hint: a server that does not take it is not told.
     pub async fn trim(&self, offset: u64, length: u64, fua: bool) -> Result<(), NbdError> {
-        let flags = if fua { command_flag::FUA } else { 0 };
-        self.over_range(command::TRIM, flags, offset, length).await
+        // A read-only server is asked nevertheless, to hear its error.
+        if !self.0.info.has(flag::SEND_TRIM) && !self.0.info.read_only() {
+            return Ok(());
+        }
+        let flags = self.fua_flag(fua);
+        self.over_range(command::TRIM, flags, offset, length).await?;
+        if fua && flags == 0 { self.flush().await } else { Ok(()) }
     }
 
-    /// Makes a range read as zeroes.
+    /// Makes a range read as zeroes; where the server lacks the command, by writing them.
     pub async fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), NbdError> {
-        let mut flags = if mode.fua { command_flag::FUA } else { 0 };
-        flags |= if mode.may_trim { 0 } else { command_flag::NO_HOLE };
-        flags |= if mode.fast { command_flag::FAST_ZERO } else { 0 };
-        self.over_range(command::WRITE_ZEROES, flags, offset, length).await
+        let info = &self.0.info;
+        if mode.fast && !info.has(flag::SEND_FAST_ZERO | flag::SEND_WRITE_ZEROES) {
+            return Err(NbdError::InvalidRequest("the server has no fast zeroes"));
+        }
+        let fua = self.fua_flag(mode.fua);
+        if info.has(flag::SEND_WRITE_ZEROES) || info.read_only() {
+            let no_hole = if mode.may_trim { 0 } else { command_flag::NO_HOLE };
+            let fast = if mode.fast { command_flag::FAST_ZERO } else { 0 };
+            self.over_range(command::WRITE_ZEROES, fua | no_hole | fast, offset, length).await?;
+        } else {
+            let zeroes = vec![0; length.min(MIB) as usize];
+            let mut done = 0;
+            while done < length {
+                let part = (length - done).min(MIB);
+                self.write_at(offset + done, &zeroes[..part as usize], fua != 0).await?;
+                done += part;
+            }
+        }
+        if mode.fua && fua == 0 { self.flush().await } else { Ok(()) }
     }
 
     async fn over_range(&self, number: u16, flags: u16, offset: u64, length: u64) -> Result<(), NbdError> {
@@ -319,6 +347,8 @@ impl Client {
     }
 }
 
+/// Zeroes are written in pieces of this size where the server has no command for it.
+const MIB: u64 = 1 << 20;
 /// How long a disconnect waits for the server.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest TRIM, WRITE_ZEROES and BLOCK_STATUS that is sent at once: below 32 bits, and aligned to any block size.

@@ -9,8 +9,8 @@ pub enum NbdError {
     /// The byte stream below failed.
     #[error("the byte stream failed")]
     Io(#[from] io::Error),
-    /// The peer closed the stream where the protocol expects more bytes.
-    #[error("the peer closed the connection while {during}")]
+    /// The peer closed the stream, or stopped to use it, where the protocol expects it to go on.
+    #[error("the peer left while {during}")]
     Closed {
         /// What was expected at that moment.
         during: &'static str,

@@ -87,6 +87,8 @@ impl std::fmt::Debug for Exports {
 pub struct Limits {
     /// How long a client may negotiate.
     pub negotiation: Duration,
+    /// How long a client may take for the last replies after a shutdown, a disconnect or an error.
+    pub farewell: Duration,
     /// How many options it may send.
     pub options: u32,
     /// How many bytes of options it may send.
@@ -105,6 +107,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             negotiation: Duration::from_secs(60),
+            farewell: Duration::from_secs(10),
             options: 1024,
             option_bytes: 1 << 20,
             in_flight_requests: 1024,

@@ -87,12 +87,12 @@ impl FileBackend {
     pub fn from_file(file: File, access: Access) -> io::Result<Self> {
         let size_bytes = rustix::fs::seek(&file, SeekFrom::End(0))?;
         let kind = rustix::fs::fstatfs(&file)?.f_type as u64;
-        let fallback = |good: bool| if good { Inline::Plain } else { Inline::Never };
+        let regular = file.metadata()?.is_file();
         let inline_read = match probe_read(&file) {
             true => Inline::Nowait,
-            false => fallback(kind == TMPFS_MAGIC),
+            false if regular && kind == TMPFS_MAGIC => Inline::Plain,
+            false => Inline::Never,
         };
-        let regular = file.metadata()?.is_file();
         let inline_write = match (access, regular) {
             (Access::ReadOnly, _) => Inline::Never,
             (_, true) if kind == TMPFS_MAGIC || kind == EXT_MAGIC => Inline::Plain,

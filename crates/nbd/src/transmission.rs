@@ -17,7 +17,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -99,6 +99,7 @@ pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
         received: 0,
     };
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut farewell = None;
     let mut told = false;
     loop {
         let step = poll_fn(|context| {
@@ -106,7 +107,13 @@ pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
                 told = true;
                 transmission.stop(Ok(Ended::Shutdown));
             }
-            transmission.poll(context)
+            let polled = transmission.poll(context);
+            if polled.is_pending() && transmission.only_waits_for_client() {
+                let sleep = farewell.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits.farewell)));
+                ready!(sleep.as_mut().poll(context));
+                return Poll::Ready(Step::Ended(Err(NbdError::Closed { during: "taking the last replies" })));
+            }
+            polled
         });
         match step.await {
             Step::Ended(result) => return result,
@@ -183,6 +190,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
             && self.replies.unsent_bytes() < UNSENT_BYTES
             && held_bytes < self.limits.in_flight_bytes.max(1)
             && self.jobs.in_flight() < self.limits.in_flight_requests.max(1)
+    }
+
+    /// Whether all is done but for replies that the client does not take.
+    fn only_waits_for_client(&self) -> bool {
+        self.result.is_some() && self.jobs.in_flight() == 0
     }
 
     /// Takes no more requests; the first reason stays.

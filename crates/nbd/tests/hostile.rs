@@ -216,6 +216,18 @@ async fn a_client_that_reads_no_replies_is_not_read_from_for_ever() {
 }
 
 #[tokio::test]
+async fn a_client_that_never_takes_its_last_replies_is_left() {
+    let limits = Limits { farewell: Duration::from_millis(1), ..Limits::default() };
+    let (mut stream, serving) = greeted(limits).await;
+    let go = Go { name: String::new(), wanted: vec![] };
+    assert_eq!(ask(&mut stream, option::GO, &go.encode()).await, reply::ACK);
+    let read = Request { length: SIZE as u32, ..REQUEST };
+    stream.write_all(&read.encode()).await.unwrap();
+    stream.write_all(&Request { command: command::DISC, ..read }.encode()).await.unwrap();
+    assert!(matches!(serving.await.unwrap(), Err(NbdError::Closed { during: "taking the last replies" })));
+}
+
+#[tokio::test]
 async fn the_server_serves_others_after_hostile_ones() {
     let exports = exports(Limits::default());
     let server = whimbrel_nbd::Server::bind_tcp("127.0.0.1:0".parse().unwrap(), exports).await.unwrap();
