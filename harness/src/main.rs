@@ -1,2 +1,15 @@
 //! The program `whimbrel`.
-fn main() {}
+
+use clap::Parser;
+use std::process::ExitCode;
+use whimbrel::experiment::Mistake;
+use whimbrel::{BadInput, cli, commands, status};
+
+fn main() -> ExitCode {
+    let ended = commands::dispatch(cli::Cli::parse());
+    ExitCode::from(ended.unwrap_or_else(|error| {
+        eprintln!("whimbrel: {error:#}");
+        let bad = error.downcast_ref::<BadInput>().is_some() || error.downcast_ref::<Mistake>().is_some();
+        if bad { status::BAD_INPUT } else { status::NOT_SO }
+    }))
+}

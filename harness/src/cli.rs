@@ -1,0 +1,132 @@
+//! The command line. Help, completions and the man page are made of these definitions.
+
+use crate::families::Family;
+use clap::{Args, Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A testbed for live migration of virtual machines, memory and disk together.
+///
+/// Without a command, the built-in experiment `quickstart` runs.
+#[derive(Debug, Parser)]
+#[command(name = "whimbrel", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run the quickstart.
+    #[command(flatten)]
+    pub options: RunOptions,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run an experiment: every trial of every cell
+    Run {
+        /// The experiment file; without one, the built-in quickstart
+        experiment: Option<PathBuf>,
+        /// How.
+        #[command(flatten)]
+        options: RunOptions,
+    },
+    /// Be the agent of a host, to which guests move or from which they leave
+    Host {
+        /// The address to listen on
+        #[arg(long, value_name = "ADDR")]
+        listen: SocketAddr,
+        /// A file with the secret that a coordinator and the other host must know; required beyond loopback
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// List what an experiment may name
+    List {
+        /// Which family
+        #[arg(value_enum)]
+        kind: Family,
+        /// As an array of {name, summary, parameters, source}
+        #[arg(long)]
+        json: bool,
+    },
+    /// Explain a field of a row: unit, interval, clock, definition
+    Explain {
+        /// The field, such as downtime_ns or bytes.memory_first; without one, all
+        metric: Option<String>,
+    },
+    /// Say what of this host's kernel and programs can be used, and what would help
+    Doctor {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Use the NBD code on its own
+    Nbd {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: NbdCommand,
+    },
+    /// Print a completion script
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page, in roff
+    Man {
+        /// Of which command; without one, of the program
+        command: Option<String>,
+    },
+}
+
+/// What `whimbrel nbd` can do.
+#[derive(Debug, Subcommand)]
+pub enum NbdCommand {
+    /// Serve a raw image, writable, as the default export, until interrupted
+    Serve {
+        /// The image file
+        image: PathBuf,
+        /// Where to listen: HOST:PORT, or unix:PATH
+        #[arg(long, value_name = "ADDR")]
+        listen: String,
+    },
+}
+
+/// How to run an experiment.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunOptions {
+    /// The run's own folder, created; otherwise results/NAME/RUN
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Change a key of the experiment; VALUE is TOML if it parses, else a string. May be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The agent of the host that guests leave; otherwise both hosts are processes on this one
+    #[arg(long, value_name = "ADDR", requires = "destination")]
+    pub source: Option<SocketAddr>,
+    /// The agent of the host that guests move to
+    #[arg(long, value_name = "ADDR", requires = "source")]
+    pub destination: Option<SocketAddr>,
+    /// Print rows as JSON lines on standard output, and everything else on standard error
+    #[arg(long)]
+    pub json: bool,
+    /// A file with the secret that the agents were given
+    #[arg(long, value_name = "FILE", requires = "source")]
+    pub token_file: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_command_the_options_are_those_of_the_quickstart() {
+        let cli = Cli::try_parse_from(["whimbrel", "--set", "trials=2", "--json"]).unwrap();
+        assert!(cli.command.is_none() && cli.options.json && cli.options.set == ["trials=2"]);
+        assert!(Cli::try_parse_from(["whimbrel", "run", "--source", "127.0.0.1:1"]).is_err());
+    }
+}

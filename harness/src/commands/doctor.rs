@@ -1,0 +1,133 @@
+//! `whimbrel doctor`: what of this host can be used, and what would help.
+
+use crate::environment::Environment;
+use crate::folder::json;
+use crate::status;
+use serde::Serialize;
+use std::path::Path;
+use whimbrel_model::Bytes;
+
+/// Below this, the quickstart's two hosts don't fit.
+const LEAST_MEMORY: Bytes = Bytes(512 << 20);
+/// Below this, the quickstart's images don't fit.
+const LEAST_DISK: Bytes = Bytes(1 << 30);
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: String,
+    ok: bool,
+    /// Whether a thread machine can't migrate without it.
+    needed: bool,
+    detail: String,
+    remedy: String,
+}
+
+#[derive(Serialize)]
+struct Diagnosis {
+    can_migrate: bool,
+    findings: Vec<Finding>,
+    environment: Environment,
+}
+
+pub(super) fn doctor(as_json: bool) -> anyhow::Result<u8> {
+    let findings = findings();
+    let can_migrate = findings.iter().all(|f| f.ok || !f.needed);
+    let diagnosis = Diagnosis { can_migrate, findings, environment: Environment::read() };
+    super::print(&if as_json { json(&diagnosis) } else { text(&diagnosis) })?;
+    Ok(if can_migrate { status::GOOD } else { status::NOT_SO })
+}
+
+fn findings() -> Vec<Finding> {
+    let kernel = whimbrel_memory::probe::probe().into_iter().map(|f| Finding {
+        name: f.name.to_owned(),
+        ok: f.ok,
+        needed: true,
+        detail: f.detail,
+        remedy: f.remedy,
+    });
+    let mut findings: Vec<Finding> = kernel.collect();
+    findings.extend([memory(), disk(&std::env::temp_dir()), kvm(), rapl()]);
+    for (program, package) in [
+        ("qemu-img", "qemu-utils"),
+        ("nbdkit", "nbdkit"),
+        ("nbdinfo", "libnbd-bin"),
+        ("fio", "fio"),
+        ("ip", "iproute2"),
+    ] {
+        findings.push(peer(program, package));
+    }
+    findings
+}
+
+fn memory() -> Finding {
+    let available = crate::experiment::limits::HostMemory::here().map(|m| m.available);
+    let ok = available.is_some_and(|a| a >= LEAST_MEMORY);
+    let detail = available.map_or_else(|| "the kernel doesn't say".to_owned(), |a| format!("{a} to take"));
+    let remedy = if ok { String::new() } else { format!("free {LEAST_MEMORY}") };
+    Finding { name: "memory".to_owned(), ok, needed: true, detail, remedy }
+}
+
+fn disk(folder: &Path) -> Finding {
+    let free = rustix::fs::statvfs(folder).map(|s| Bytes(s.f_bavail.saturating_mul(s.f_frsize)));
+    let ok = free.is_ok_and(|f| f >= LEAST_DISK);
+    let detail = match free {
+        Ok(free) => format!("{free} free in {}", folder.display()),
+        Err(error) => format!("{}: {error}", folder.display()),
+    };
+    let remedy = if ok { String::new() } else { format!("free {LEAST_DISK}, or set TMPDIR to a folder that has it") };
+    Finding { name: "disk space".to_owned(), ok, needed: true, detail, remedy }
+}
+
+fn kvm() -> Finding {
+    let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    let (ok, detail, remedy) = match opened {
+        Ok(_) => (true, "/dev/kvm opens".to_owned(), String::new()),
+        Err(e) => (false, format!("/dev/kvm: {e}"), "only machines that use KVM need it".to_owned()),
+    };
+    Finding { name: "KVM".to_owned(), ok, needed: false, detail, remedy }
+}
+
+fn rapl() -> Finding {
+    let counter = Path::new("/sys/class/powercap/intel-rapl:0/energy_uj");
+    let (ok, detail, remedy) = match std::fs::read_to_string(counter) {
+        Ok(_) => (true, "the energy counter of package 0 can be read".to_owned(), ""),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            (false, "there is no energy counter".to_owned(), "energy will be null")
+        }
+        Err(e) => (false, format!("{}: {e}", counter.display()), "energy will be null; reading needs root"),
+    };
+    Finding { name: "RAPL".to_owned(), ok, needed: false, detail, remedy: remedy.to_owned() }
+}
+
+/// A program that the interop tests use.
+fn peer(program: &str, package: &str) -> Finding {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|p| p.join(program))
+        .find(|p| p.is_file());
+    let ok = found.is_some();
+    let detail = found.map_or_else(|| "not found".to_owned(), |path| path.display().to_string());
+    let remedy = if ok { String::new() } else { format!("install {package}; only tests use it") };
+    Finding { name: program.to_owned(), ok, needed: false, detail, remedy }
+}
+
+fn text(diagnosis: &Diagnosis) -> String {
+    let mut text = String::new();
+    for Finding { name, ok, needed, detail, remedy } in &diagnosis.findings {
+        let mark = match (ok, needed) {
+            (true, _) => "ok",
+            (false, true) => "NO",
+            (false, false) => "--",
+        };
+        let remedy = if remedy.is_empty() { String::new() } else { format!(" -> {remedy}") };
+        text.push_str(&format!("{mark}  {name:24} {detail}{remedy}\n"));
+    }
+    for warning in &diagnosis.environment.warnings {
+        text.push_str(&format!("!!  {warning}\n"));
+    }
+    let can = if diagnosis.can_migrate { "can" } else { "can NOT" };
+    text.push_str(&format!("A thread machine {can} migrate on this host.\n"));
+    text
+}

@@ -1,0 +1,66 @@
+//! What this host can hold: checked before anything starts.
+
+use super::{Cell, Experiment, Mistake, Place};
+use whimbrel_model::Bytes;
+
+/// What a host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostMemory {
+    /// All its memory.
+    pub total: Bytes,
+    /// What may be taken without swapping.
+    pub available: Bytes,
+}
+
+impl HostMemory {
+    /// This host's, from the kernel; `None` where the kernel doesn't say.
+    pub fn here() -> Option<HostMemory> {
+        HostMemory::parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
+    }
+
+    fn parse(meminfo: &str) -> Option<HostMemory> {
+        let value = |key: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+            let kib: u64 = line.trim_start_matches(':').trim().trim_end_matches("kB").trim().parse().ok()?;
+            Some(Bytes(kib << 10))
+        };
+        Some(HostMemory { total: value("MemTotal")?, available: value("MemAvailable")? })
+    }
+}
+
+/// Sees that every cell's guests fit. With both hosts here, each guest is held twice.
+///
+/// # Errors
+/// The first cell that doesn't fit.
+pub fn check(experiment: &Experiment, host: HostMemory, both_here: bool) -> Result<(), Mistake> {
+    let copies = if both_here { 2 } else { 1 };
+    let needs = |cell: &Cell| cell.setting.guest.ram.0.saturating_mul(u64::from(cell.setting.guest.count) * copies);
+    let Some(cell) = experiment.cells.iter().find(|cell| needs(cell) > host.total.0) else { return Ok(()) };
+    let place = experiment.tree.at(&["guest".to_owned(), "ram".to_owned()]).map_or(Place::Missing, |f| f.place.clone());
+    let guest = &cell.setting.guest;
+    let times = match (both_here, guest.count) {
+        (true, 1) => " at both hosts, which are this one,".to_owned(),
+        (true, n) => format!(" in each of {n} guests at both hosts, which are this one,"),
+        (false, 1) => String::new(),
+        (false, n) => format!(" in each of {n} guests"),
+    };
+    let most = host.total.0 / copies / u64::from(guest.count) >> 20;
+    let message = format!(
+        "guest.ram: {}{times} is more than the {} of this host's memory; write at most \"{most} MiB\"",
+        guest.ram, host.total
+    );
+    Err(Mistake { origin: experiment.origin.clone(), place, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_table_is_read() {
+        let host = HostMemory::parse("MemTotal:       16303428 kB\nMemFree: 1 kB\nMemAvailable:   15000000 kB\n");
+        let expected = HostMemory { total: Bytes(16303428 << 10), available: Bytes(15000000 << 10) };
+        assert_eq!(host, Some(expected));
+        assert_eq!(HostMemory::parse("nothing"), None);
+    }
+}

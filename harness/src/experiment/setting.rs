@@ -1,0 +1,225 @@
+//! What one cell fixes: the guest, the link, the workload, and how memory and disk move.
+
+use super::fields::Fields;
+use super::tree::{Mistake, Node};
+use crate::families::{self, DiskChoice, MemoryChoice, WorkloadChoice};
+use serde_json::{Value, json};
+use whimbrel_model::op::SECTOR_BYTES;
+use whimbrel_model::stream::Shape;
+use whimbrel_model::{ByteRate, Bytes, Nanos, PAGE_BYTES};
+
+/// The most vCPUs of a guest.
+const MOST_VCPUS: u64 = 8;
+/// The most guests that migrate at the same time.
+const MOST_GUESTS: u64 = 64;
+/// The most trips of a trial.
+const MOST_TRIPS: u64 = 100;
+
+/// The guest of a cell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guest {
+    /// The kind of machine.
+    pub machine: &'static str,
+    /// RAM.
+    pub ram: Bytes,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Guests that migrate at the same time.
+    pub count: u32,
+    /// Trips of a trial: 2 leads there and back.
+    pub trips: u32,
+    /// The disk, if there is one.
+    pub disk: Option<Bytes>,
+    /// What of the disk holds content before operation 0; 0 without a disk.
+    pub filled: Bytes,
+    /// The granule of disk tracking.
+    pub block_size: Bytes,
+    /// How long the guest runs before the migration is requested.
+    pub settle: Nanos,
+}
+
+/// How the link limits itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// A bucket in each host process.
+    Bucket,
+    /// Network namespaces, veth and tbf.
+    Netns,
+}
+
+/// The link of a cell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Link {
+    /// What the source sends at most; `None`: unlimited.
+    pub rate: Option<ByteRate>,
+    /// What the destination sends at most; `None`: as the source.
+    pub destination_rate: Option<ByteRate>,
+    /// How long every byte takes, one way.
+    pub delay: Nanos,
+    /// How.
+    pub via: Via,
+}
+
+/// Everything that one cell fixes.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The guest.
+    pub guest: Guest,
+    /// The link.
+    pub link: Link,
+    /// What runs in the guest.
+    pub workload: WorkloadChoice,
+    /// How memory moves.
+    pub memory: MemoryChoice,
+    /// How the disk moves; `None` without a disk.
+    pub disk: Option<DiskChoice>,
+}
+
+impl Setting {
+    /// Reads and checks the five tables.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn read(origin: &str, tree: &Node) -> Result<Setting, Mistake> {
+        let guest = read_guest(&Fields::table(origin, "guest", tree)?)?;
+        let link = read_link(&Fields::table(origin, "link", tree)?)?;
+        let of_workload = Fields::table(origin, "workload", tree)?;
+        let workload = WorkloadChoice::read(&of_workload.plain()).map_err(|e| of_workload.blame(&e))?;
+        families::fits(&workload, guest.shape()).map_err(|e| of_workload.blame(&e))?;
+        let of_memory = Fields::table(origin, "memory", tree)?;
+        let memory = MemoryChoice::read(&of_memory.plain()).map_err(|e| of_memory.blame(&e))?;
+        let of_disk = Fields::table(origin, "disk", tree)?;
+        let disk = DiskChoice::try_from(of_disk.plain()).map_err(|e| of_disk.blame(&e))?;
+        let disk = guest.disk.map(|_| disk);
+        Ok(Setting { guest, link, workload, memory, disk })
+    }
+
+    /// Every key with its value, defaults filled in.
+    pub fn resolved(&self) -> Value {
+        json!({
+            "guest": self.guest.resolved(),
+            "link": self.link.resolved(),
+            "workload": self.workload.resolved(),
+            "memory": self.memory.resolved(),
+            "disk": self.disk.as_ref().map(DiskChoice::resolved),
+        })
+    }
+}
+
+impl Guest {
+    /// The guest as a workload sees it.
+    pub fn shape(&self) -> Shape {
+        Shape {
+            pages: self.ram.0 / PAGE_BYTES,
+            sectors: self.disk.map_or(0, |d| d.0 / SECTOR_BYTES),
+            filled_sectors: self.filled.0 / SECTOR_BYTES,
+            vcpus: self.vcpus,
+        }
+    }
+
+    /// Its table with all defaults.
+    pub fn resolved(&self) -> Value {
+        let mut table = json!({
+            "machine": self.machine,
+            "ram": exact_size(self.ram),
+            "vcpus": self.vcpus,
+            "count": self.count,
+            "trips": self.trips,
+            "settle": exact_duration(self.settle),
+        });
+        if let Some(disk) = self.disk {
+            table["disk"] = exact_size(disk).into();
+            table["filled"] = exact_size(self.filled).into();
+            table["block_size"] = exact_size(self.block_size).into();
+        }
+        table
+    }
+}
+
+impl Link {
+    /// Its table with all defaults.
+    pub fn resolved(&self) -> Value {
+        let mut table = json!({
+            "delay": exact_duration(self.delay),
+            "via": match self.via { Via::Bucket => "bucket", Via::Netns => "netns" },
+        });
+        let rates = [("rate", self.rate), ("destination_rate", self.destination_rate)];
+        for (key, rate) in rates.into_iter().filter_map(|(key, rate)| Some((key, rate?))) {
+            table[key] = format!("{} B/s", rate.0).into();
+        }
+        table
+    }
+}
+
+/// A size as a file may have it, without rounding.
+fn exact_size(size: Bytes) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let unit = units.iter().find(|(_, shift)| size.0 > 0 && size.0 % (1 << shift) == 0);
+    unit.map_or_else(|| format!("{} B", size.0), |(name, shift)| format!("{} {name}", size.0 >> shift))
+}
+
+/// A duration as a file may have it, without rounding.
+fn exact_duration(time: Nanos) -> String {
+    let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1000)];
+    let unit = units.iter().find(|(_, ns)| time.0 % ns == 0);
+    unit.map_or_else(|| format!("{} ns", time.0), |(name, ns)| format!("{} {name}", time.0 / ns))
+}
+
+fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
+    fields.only(&["machine", "ram", "vcpus", "count", "trips", "disk", "filled", "block_size", "settle"])?;
+    let machines = families::machine_names();
+    let small = |key: &str, most| fields.count(key, 1, 1..=most).map(|n| n as u32);
+    let guest = Guest {
+        machine: fields.word("machine", "machine", &machines)?.unwrap_or("thread"),
+        ram: fields.size("ram")?.unwrap_or(Bytes(256 << 20)),
+        vcpus: small("vcpus", MOST_VCPUS)?,
+        count: small("count", MOST_GUESTS)?,
+        trips: small("trips", MOST_TRIPS)?,
+        disk: fields.size("disk")?,
+        filled: fields.size("filled")?.unwrap_or(Bytes(0)),
+        block_size: fields.size("block_size")?.unwrap_or(Bytes(4096)),
+        settle: fields.duration("settle")?.unwrap_or(Nanos(500_000_000)),
+    };
+    let refuse =
+        |key: &str, size: Bytes, accepted: &str| Err(fields.refuse(key, &format!("{:?}", exact_size(size)), accepted));
+    if guest.ram.0 == 0 || guest.ram.0 % PAGE_BYTES != 0 {
+        return refuse("ram", guest.ram, "a size above zero that is a multiple of \"4 KiB\"");
+    }
+    let block = guest.block_size.0;
+    if !block.is_power_of_two() || !(512..=1 << 26).contains(&block) {
+        return refuse("block_size", guest.block_size, "a power of two from \"512 B\" to \"64 MiB\"");
+    }
+    match guest.disk {
+        Some(disk) if disk.0 == 0 || disk.0 % block != 0 => {
+            let accepted =
+                format!("a size above zero that is a multiple of the block size, {:?}", exact_size(guest.block_size));
+            refuse("disk", disk, &accepted)
+        }
+        Some(disk) if guest.filled > disk => {
+            refuse("filled", guest.filled, &format!("at most the disk's {:?}", exact_size(disk)))
+        }
+        None if guest.filled.0 > 0 => refuse("filled", guest.filled, "it together with guest.disk, or leave it out"),
+        _ if guest.filled.0 % SECTOR_BYTES != 0 => refuse("filled", guest.filled, "a multiple of \"512 B\""),
+        _ => Ok(guest),
+    }
+}
+
+fn read_link(fields: &Fields<'_>) -> Result<Link, Mistake> {
+    fields.only(&["rate", "destination_rate", "delay", "via"])?;
+    let rate = |key: &str| match fields.rate(key)? {
+        // A bucket that trickles would make a trial of days; no link is that slow.
+        Some(rate) if rate.0 < 1000.0 => {
+            Err(fields.refuse(key, &format!("{} B/s", rate.0), "at least \"1 KiB/s\", or leave it out: unlimited"))
+        }
+        rate => Ok(rate),
+    };
+    let delay = fields.duration("delay")?.unwrap_or(Nanos(0));
+    if delay.0 > 10_000_000_000 {
+        return Err(fields.refuse("delay", &format!("{:?}", exact_duration(delay)), "at most \"10 s\""));
+    }
+    let via = match fields.word("via", "way", &["bucket", "netns"])? {
+        Some("netns") => Via::Netns,
+        _ => Via::Bucket,
+    };
+    Ok(Link { rate: rate("rate")?, destination_rate: rate("destination_rate")?, delay, via })
+}

@@ -1,0 +1,335 @@
+//! `report.html`: one file, no network, no script; light and dark, and on paper.
+
+mod charts;
+
+use crate::display::{outcome_word, verdict_word};
+use crate::environment::Environment;
+use crate::experiment::Experiment;
+use crate::row::Row;
+use crate::summary::{CellSummary, Summary};
+use charts::{Bar, Line, Strip, bars, data_link, figure, lines, strips};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use whimbrel_migration::metrics::{self, METRICS};
+use whimbrel_migration::report::{Outcome, Verdict};
+use whimbrel_model::quantity;
+use whimbrel_model::{Bytes, Nanos};
+
+/// The metrics of the summary table: heading, path, unit, and what one of it is in the row's unit.
+const COLUMNS: [(&str, &str, &str, f64); 9] = [
+    ("downtime", "downtime_ns", "ms", 1e6),
+    ("guest gap", "guest_gap_ns", "ms", 1e6),
+    ("total", "total_ns", "s", 1e9),
+    ("eviction", "eviction_ns", "s", 1e9),
+    ("bytes", "bytes.total", "MiB", 1048576.0),
+    ("push loss", "work.push_degradation_ratio", "%", 0.01),
+    ("pull loss", "work.pull_degradation_ratio", "%", 0.01),
+    ("delay", "work.delay_ns", "ms", 1e6),
+    ("p99 fault", "memory_faults.p99_ns", "us", 1e3),
+];
+
+/// The report of a run.
+pub fn report(experiment: &Experiment, environment: &Environment, summary: &Summary, rows: &[Row]) -> String {
+    let mut page = String::new();
+    let title = escape(&experiment.name);
+    let _ = write!(
+        page,
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>\
+         <title>{title}</title><style>{}</style></head><body>",
+        include_str!("html/style.css")
+    );
+    page.push_str(&opening(experiment, environment, summary, rows));
+    page.push_str(&table(summary));
+    page.push_str(&figures(summary, rows));
+    page.push_str(&all_rows(rows));
+    page.push_str(&rounds(rows));
+    page.push_str(&background(experiment, environment));
+    page.push_str(&notes());
+    page.push_str("</body></html>\n");
+    page
+}
+
+pub(crate) fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&#39;").replace('"', "&quot;")
+}
+
+fn opening(experiment: &Experiment, environment: &Environment, summary: &Summary, rows: &[Row]) -> String {
+    let good = rows.iter().filter(|r| r.good()).count();
+    let class = if good == rows.len() && !rows.is_empty() { "good" } else { "bad" };
+    let mut text = format!(
+        "<h1>{}</h1><p class=question>{}</p><p class=faint>{} · whimbrel {} ({}) · {} cells, {} trials each, seed {}</p>\
+         <p class={class}>{good} of {} rows completed with a check that found no difference.</p>",
+        escape(&experiment.name),
+        escape(&experiment.question),
+        environment.began,
+        environment.version,
+        environment.build,
+        summary.cells.len(),
+        experiment.trials,
+        experiment.seed,
+        rows.len(),
+    );
+    if summary.interrupted {
+        text.push_str("<p class=bad>The run was interrupted: not every trial was made.</p>");
+    }
+    let _ = write!(text, "<p class=note>{}</p>", escape(&energy_line(rows)));
+    for warning in &environment.warnings {
+        let _ = write!(text, "<p class=note>{}</p>", escape(warning));
+    }
+    text
+}
+
+/// What can honestly be said of energy.
+fn energy_line(rows: &[Row]) -> String {
+    let measured = rows.iter().filter(|r| r.report.energy.kind.is_some()).count();
+    let why = rows.iter().find_map(|r| r.report.energy.why.clone().filter(|_| r.report.energy.kind.is_none()));
+    match (measured, why) {
+        (0, Some(why)) => format!("Energy: no figure in any row, because {why}."),
+        (0, None) => "Energy: there are no rows.".to_owned(),
+        (n, Some(why)) => format!("Energy: in {n} of {} rows; elsewhere none, because {why}.", rows.len()),
+        (n, None) => format!("Energy: in all {n} rows."),
+    }
+}
+
+fn table(summary: &Summary) -> String {
+    let mut text = String::from("<h2>Cells</h2><div class=wide><table><tr><th class=word>cell<th>n");
+    for (heading, path, unit, _) in COLUMNS {
+        let definition = metrics::find(path).map_or("", |m| m.definition);
+        let _ = write!(text, "<th title='{}'>{heading}<br><span class=faint>{unit}</span>", escape(definition));
+    }
+    text.push_str("<th class=word>check</tr>");
+    for cell in &summary.cells {
+        let n = if cell.failed == 0 {
+            cell.n.to_string()
+        } else {
+            format!("<span class=bad>{} of {}</span>", cell.completed, cell.n)
+        };
+        let _ = write!(text, "<tr><td class=word>{}<td>{n}", escape(&cell.cell));
+        for (_, path, _, scale) in COLUMNS {
+            let _ = write!(text, "<td>{}", spread(cell, path, scale));
+        }
+        let checks: Vec<String> = cell.checks.iter().map(|(word, n)| format!("{n} {word}")).collect();
+        let class = if cell.checks.contains_key("different") { "word bad" } else { "word" };
+        let _ = write!(text, "<td class='{class}'>{}</tr>", checks.join(", "));
+    }
+    text.push_str(
+        "</table></div><p class=faint>Medians over completed rows; in brackets the bootstrap's 95 % interval.</p>",
+    );
+    text
+}
+
+fn spread(cell: &CellSummary, path: &str, scale: f64) -> String {
+    let Some(spread) = cell.metrics.get(path) else { return "-".to_owned() };
+    let Some(median) = spread.median else { return "-".to_owned() };
+    let interval = spread
+        .ci95
+        .map(|[low, high]| format!("<br><span class=faint>[{}, {}]</span>", figure(low / scale), figure(high / scale)));
+    format!("{}{}", figure(median / scale), interval.unwrap_or_default())
+}
+
+fn figures(summary: &Summary, rows: &[Row]) -> String {
+    let mut text = String::new();
+    let charted = [COLUMNS[0], COLUMNS[2], COLUMNS[4], COLUMNS[5]];
+    match numeric_factor(summary) {
+        Some(factor) => {
+            for (heading, path, unit, scale) in charted {
+                text.push_str(&lines(heading, &factor, unit, scale, &series(summary, &factor, path)));
+            }
+        }
+        None => {
+            for (heading, path, unit, scale) in charted {
+                let strip = |cell: &CellSummary| {
+                    let spread = cell.metrics.get(path);
+                    Strip {
+                        label: cell.cell.clone(),
+                        values: spread.map(|s| s.values.clone()).unwrap_or_default(),
+                        median: spread.and_then(|s| s.median),
+                        interval: spread.and_then(|s| s.ci95),
+                    }
+                };
+                text.push_str(&strips(heading, unit, scale, &summary.cells.iter().map(strip).collect::<Vec<_>>()));
+            }
+        }
+    }
+    let first =
+        |cell: &CellSummary| rows.iter().find(|r| r.cell == cell.cell && r.report.outcome == Outcome::Completed);
+    let stacked = |parts: &dyn Fn(&Row) -> Vec<Option<u64>>| -> Vec<Bar> {
+        let bar = |cell: &CellSummary| {
+            let parts = first(cell).map(parts).unwrap_or_default();
+            Bar { label: cell.cell.clone(), parts: parts.into_iter().map(|p| p.map(|v| v as f64)).collect() }
+        };
+        summary.cells.iter().map(bar).collect()
+    };
+    let phases = stacked(&|row| {
+        let r = &row.report;
+        vec![r.setup_ns, r.push_ns, r.pause_latency_ns, r.downtime_ns, r.pull_ns]
+    });
+    text.push_str(&bars("Phases", "s", 1e9, &["setup", "push", "pause latency", "downtime", "pull"], &phases));
+    let downtime = stacked(&|row| {
+        let p = row.report.downtime_parts_ns;
+        vec![p.drain, p.memory, p.disk, p.state, p.hand_over, p.resume]
+    });
+    let names = ["drain", "last memory", "last disk", "state", "hand-over", "resume"];
+    text.push_str(&bars("Parts of the downtime", "ms", 1e6, &names, &downtime));
+    let bytes = stacked(&|row| {
+        let b = row.report.bytes;
+        vec![Some(b.memory_first), Some(b.memory_again), Some(b.disk_first), Some(b.disk_again), b.control]
+    });
+    let names = ["memory first", "memory again", "disk first", "disk again", "control"];
+    text.push_str(&bars("Bytes", "MiB", 1048576.0, &names, &bytes));
+    text
+}
+
+/// The first varied key with at least three values that are numbers or quantities of one kind.
+fn numeric_factor(summary: &Summary) -> Option<String> {
+    let keys = summary.cells.first()?.factors.keys();
+    let numeric = |key: &&String| {
+        let mut values: Vec<f64> = summary.cells.iter().filter_map(|c| number(c.factors.get(*key)?)).collect();
+        let all = values.len() == summary.cells.len();
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        all && values.len() >= 3
+    };
+    keys.into_iter().find(numeric).cloned()
+}
+
+/// The number that a varied value stands for: sizes in MiB, rates in MiB/s, durations in ms.
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => {
+            let size = quantity::size(text).map(|b| b.0 as f64 / 1048576.0);
+            let rate = quantity::rate(text).map(|r| r.0 / 1048576.0);
+            size.or(rate).or_else(|_| quantity::duration(text).map(|t| t.0 as f64 / 1e6)).ok()
+        }
+        _ => None,
+    }
+}
+
+fn series(summary: &Summary, factor: &str, path: &str) -> Vec<Line> {
+    let mut lines: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    for cell in &summary.cells {
+        let others = cell.factors.iter().filter(|(key, _)| *key != factor);
+        let others: Vec<String> = others
+            .map(|(key, v)| format!("{key}={}", v.as_str().map_or_else(|| v.to_string(), str::to_owned)))
+            .collect();
+        let label = if others.is_empty() { "median".to_owned() } else { others.join(", ") };
+        let point = cell.factors.get(factor).and_then(number).zip(cell.median(path));
+        lines.entry(label).or_default().extend(point);
+    }
+    let sorted = |(label, mut points): (String, Vec<(f64, f64)>)| {
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Line { label, points }
+    };
+    lines.into_iter().map(sorted).collect()
+}
+
+fn all_rows(rows: &[Row]) -> String {
+    let data: String = rows.iter().map(|r| serde_json::to_string(r).expect("a row is plain data") + "\n").collect();
+    let link = data_link("every field of every row (JSON lines)", "application/x-ndjson", &data);
+    let mut text = format!(
+        "<h2>Rows</h2><p>{link}</p><div class=wide><table><tr><th class=word>cell<th>trial<th>guest<th>trip<th class=word>outcome\
+         <th class=word>ended by<th>downtime<th>predicted<th>total<th>bytes<th>rounds<th>faults<th class=word>memory<th class=word>disk"
+    );
+    for row in rows {
+        let r = &row.report;
+        let time = |ns: Option<u64>| ns.map_or_else(|| "-".to_owned(), |ns| Nanos(ns).to_string());
+        let ended = |by: Option<_>| {
+            by.map_or(Value::Null, |b| serde_json::to_value::<whimbrel_model::event::EndedBy>(b).unwrap_or_default())
+        };
+        let ended = [ended(r.ended_by.memory), ended(r.ended_by.disk)]
+            .iter()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let reason = r.reason.as_ref().map(|reason| format!(": {}", escape(reason))).unwrap_or_default();
+        let class = |bad: bool| if bad { "word bad" } else { "word" };
+        let _ = write!(
+            text,
+            "<tr><td class=word>{}<td>{}<td>{}<td>{}<td class='{}'>{}{reason}<td class=word>{ended}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}\
+             <td class='{}'>{}<td class='{}'>{}",
+            escape(&row.cell),
+            row.trial,
+            row.guest,
+            row.trip,
+            class(r.outcome != Outcome::Completed),
+            outcome_word(r.outcome),
+            time(r.downtime_ns),
+            time(r.predicted_downtime_ns),
+            time(r.total_ns),
+            r.bytes.total.map_or_else(|| "-".to_owned(), |b| Bytes(b).to_string()),
+            r.rounds.len(),
+            r.memory_faults.count,
+            class(r.verify.memory == Verdict::Different),
+            verdict_word(r.verify.memory),
+            class(r.verify.disk == Verdict::Different),
+            verdict_word(r.verify.disk),
+        );
+    }
+    text.push_str("</table></div>");
+    text
+}
+
+fn rounds(rows: &[Row]) -> String {
+    let mut text = String::from("<h2>Rounds</h2>");
+    let shown = rows.iter().filter(|r| r.trial == 0 && !r.report.rounds.is_empty());
+    for row in shown {
+        let _ = write!(
+            text,
+            "<details><summary>{}, guest {}, trip {}: {} rounds</summary><table><tr><th class=word>kind<th>start<th>took<th>sent\
+             <th>again<th>dirty<th>bytes<th>predicted downtime<th>throttle",
+            escape(&row.cell),
+            row.guest,
+            row.trip,
+            row.report.rounds.len()
+        );
+        for round in &row.report.rounds {
+            let predicted = round.predicted_ns.map_or_else(|| "-".to_owned(), |ns| Nanos(ns).to_string());
+            let _ = write!(
+                text,
+                "<tr><td class=word>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{predicted}<td>{:.0} %",
+                if round.kind == whimbrel_model::Family::Memory { "memory" } else { "disk" },
+                Nanos(round.start_ns),
+                Nanos(round.ns),
+                round.sent_units,
+                round.again_units,
+                round.dirty_units,
+                Bytes(round.bytes),
+                round.throttle * 100.0,
+            );
+        }
+        text.push_str("</table></details>");
+    }
+    text
+}
+
+fn background(experiment: &Experiment, environment: &Environment) -> String {
+    format!(
+        "<h2>Experiment and host</h2><details><summary>experiment.toml, as resolved</summary><pre>{}</pre></details>\
+         <details><summary>environment.json</summary><pre>{}</pre></details>",
+        escape(&experiment.to_toml()),
+        escape(&crate::folder::json(environment))
+    )
+}
+
+/// The definitions behind the numbers, from the catalogue.
+fn notes() -> String {
+    let mut text = String::from("<h2>Notes</h2><details><summary>What each field of a row means</summary><dl>");
+    for metric in METRICS {
+        let interval = metric.interval().map(|i| format!(" From {i}.")).unwrap_or_default();
+        let _ = write!(
+            text,
+            "<dt>{} <span class=faint>({})</span></dt><dd>{}{}</dd>",
+            metric.name,
+            metric.unit,
+            escape(metric.definition),
+            escape(&interval)
+        );
+    }
+    text.push_str("</dl></details>");
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,32 @@
+//! The report of runs that went well, badly, or not at all.
+
+use super::*;
+use crate::row::tests::experiment;
+use crate::trials::Trip;
+
+fn page(text: &str, rows: &dyn Fn(&Experiment) -> Vec<Row>) -> String {
+    let experiment = experiment(text);
+    let rows = rows(&experiment);
+    report(&experiment, &Environment::default(), &Summary::of(&experiment, &rows, false), &rows)
+}
+
+#[test]
+fn a_report_needs_no_network_and_no_script() {
+    let page = page("question = \"<why> & how?\"\n[guest]\nram = \"16 MiB\"", &|e| {
+        vec![Row::new(e, &e.cells[0], 0, &Trip::default())]
+    });
+    assert!(page.contains("&lt;why&gt; &amp; how?"));
+    assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("<script"));
+    assert!(page.contains("Energy: no figure in any row, because no meter was read."));
+    assert!(!page.contains("NaN"));
+}
+
+#[test]
+fn a_varied_quantity_is_an_axis() {
+    let sweep = "[guest]\nram = \"16 MiB\"\n[vary]\n\"link.rate\" = [\"10 MiB/s\", \"20 MiB/s\", \"40 MiB/s\"]";
+    let with_rows = page(sweep, &|e| e.cells.iter().map(|c| Row::new(e, c, 0, &Trip::default())).collect());
+    assert!(with_rows.contains("over link.rate") && with_rows.contains("<polyline"));
+    let few = page("[guest]\nram = \"16 MiB\"\n[vary]\n\"guest.vcpus\" = [1, 2]", &|_| Vec::new());
+    assert!(!few.contains("<polyline"));
+    assert!(few.contains("there are no rows"));
+}
