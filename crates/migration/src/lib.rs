@@ -1,4 +1,18 @@
 //! One migration: the core of each host, its drivers, the session and the report.
+//!
+//! Reading order: [`core`] (the state machines), [`driver`] (threads and sockets), [`commands`] and [`agent`] (what a
+//! coordinator may ask of a host), [`session`] (a trial over two hosts), [`metrics`] and [`report`] (what it cost).
 
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod commands;
+pub mod core;
+pub mod driver;
+mod guest;
 pub mod metrics;
+mod recorder;
 pub mod report;
+pub mod session;
+
+pub use recorder::Recorder;

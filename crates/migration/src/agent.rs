@@ -1,0 +1,409 @@
+//! The agent of a host: listens, lets coordinators make, run and move guests, and takes in guests from other hosts.
+
+use crate::commands::{Account, Answer, Command, GuestSpec, MoveSpec};
+use crate::core::Ending;
+use crate::driver::{
+    Arrived, DestinationParts, DriverError, SourceParts, WorkWatch, accept_roles, connect_roles, in_words,
+    run_destination, run_source,
+};
+use crate::guest::{Guest, RamPool};
+use crate::recorder::Recorder;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::UnboundedSender;
+use whimbrel_model::event::Mark;
+use whimbrel_model::{ByteRate, Event, Moment, Nanos, UnitSet};
+use whimbrel_wire::codec::{read_frame_async, write_frame_async};
+use whimbrel_wire::hello::accept_async;
+use whimbrel_wire::{Nic, Refusal, RefusalCode, Role, Token, clock};
+
+/// How long a stranger may take to say hello.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connections that haven't said hello yet, at most.
+const STRANGERS: usize = 64;
+
+/// What an agent is started with.
+#[derive(Debug)]
+pub struct AgentSetup {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What others must know; required beyond loopback.
+    pub token: Option<Token>,
+    /// Where disk images are kept.
+    pub directory: PathBuf,
+}
+
+/// An agent that listens.
+pub struct Agent {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    token: Option<Token>,
+    directory: PathBuf,
+    pool: Arc<RamPool>,
+    /// Moves that this host expects: where to hand their connections.
+    expected: Mutex<HashMap<u64, Sender<(Role, std::net::TcpStream)>>>,
+}
+
+impl Shared {
+    fn expected(&self) -> MutexGuard<'_, HashMap<u64, Sender<(Role, std::net::TcpStream)>>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Agent {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// The address is in use or not this host's; or it lies beyond loopback and there is no token.
+    pub async fn bind(setup: AgentSetup) -> io::Result<Self> {
+        if !setup.listen.ip().is_loopback() && setup.token.is_none() {
+            let what = format!("{} is reachable from other hosts: a token is required", setup.listen);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+        }
+        let listener = TcpListener::bind(setup.listen).await?;
+        let shared =
+            Shared { token: setup.token, directory: setup.directory, pool: Arc::default(), expected: Mutex::default() };
+        Ok(Agent { listener, shared: Arc::new(shared) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The socket has no address.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until the process ends.
+    pub async fn run(self) {
+        let strangers = Arc::new(tokio::sync::Semaphore::new(STRANGERS));
+        loop {
+            let Ok(place) = Arc::clone(&strangers).acquire_owned().await else { return };
+            let Ok((stream, _)) = self.listener.accept().await else {
+                // Out of descriptors, as a rule: others must end before the next can come.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move {
+                let greeted = tokio::time::timeout(HELLO_PATIENCE, greet(stream, &shared)).await;
+                drop(place);
+                if let Ok(Some(stream)) = greeted {
+                    coordinate(stream, shared).await;
+                }
+            });
+        }
+    }
+}
+
+/// Hears a hello. A connection of a move is handed to that move; a coordinator's is returned.
+async fn greet(mut stream: TcpStream, shared: &Arc<Shared>) -> Option<TcpStream> {
+    let judge = |hello: &whimbrel_wire::Hello| match hello.role {
+        Role::Coordinator => Ok(()),
+        _ if shared.expected().contains_key(&hello.session.0) => Ok(()),
+        _ => Err(Refusal::new(RefusalCode::Session, format!("no move {} is expected here", hello.session))),
+    };
+    // A stranger that doesn't speak the protocol has been told so; there is nobody else to tell.
+    let hello = accept_async(&mut stream, shared.token.as_ref(), judge).await.ok()?;
+    if hello.role == Role::Coordinator {
+        return Some(stream);
+    }
+    let stream = stream.into_std().ok()?;
+    if let Some(expecting) = shared.expected().get(&hello.session.0) {
+        // A move that has ended meanwhile needs no more connections.
+        let _ = expecting.send((hello.role, stream));
+    }
+    None
+}
+
+/// Carries out a coordinator's commands until its connection ends; then its guest is discarded.
+async fn coordinate(mut stream: TcpStream, shared: Arc<Shared>) {
+    // Latency of commands is not measured, but it adds up over thousands of trials.
+    let _ = stream.set_nodelay(true);
+    let mut desk = Desk::new(shared);
+    while let Ok((command, _)) = read_frame_async::<Command>(&mut stream).await {
+        let (answers, mut given) = tokio::sync::mpsc::unbounded_channel();
+        let working = tokio::task::spawn_blocking(move || {
+            let last = desk.carry_out(command, &answers);
+            let _ = answers.send(last);
+            desk
+        });
+        while let Some(answer) = given.recv().await {
+            if write_frame_async(&mut stream, &answer, &[]).await.is_err() {
+                break;
+            }
+        }
+        match working.await {
+            Ok(back) => desk = back,
+            Err(_) => return,
+        }
+    }
+    // Threads end and files go: not on the runtime's own threads.
+    let _ = tokio::task::spawn_blocking(move || drop(desk)).await;
+}
+
+/// One coordinator's guest on this host.
+struct Desk {
+    shared: Arc<Shared>,
+    runtime: tokio::runtime::Handle,
+    guest: Option<Guest>,
+    /// The guest has left, or is on its way: it must not run here.
+    away: bool,
+    expected: Option<Expected>,
+    watch: Option<WorkWatch>,
+    recorder: Recorder,
+}
+
+/// A move that this host receives.
+struct Expected {
+    session: u64,
+    nic: Nic,
+    cpu_ns: u64,
+    recorder: Recorder,
+    thread: std::thread::JoinHandle<Result<Arrived, DriverError>>,
+}
+
+impl Desk {
+    fn new(shared: Arc<Shared>) -> Self {
+        Desk {
+            shared,
+            runtime: tokio::runtime::Handle::current(),
+            guest: None,
+            away: false,
+            expected: None,
+            watch: None,
+            recorder: Recorder::new(Mark::Source),
+        }
+    }
+
+    fn carry_out(&mut self, command: Command, answers: &UnboundedSender<Answer>) -> Answer {
+        self.try_to(command, answers).unwrap_or_else(|error| Answer::Refused { reason: in_words(&error) })
+    }
+
+    fn try_to(&mut self, command: Command, answers: &UnboundedSender<Answer>) -> Result<Answer, DriverError> {
+        match command {
+            Command::Create { spec } => {
+                self.discard();
+                let guest = Guest::reserve(spec, &self.shared.pool, &self.shared.directory)?;
+                guest.fill()?;
+                self.guest = Some(guest);
+            }
+            Command::Run {} => self.run()?,
+            Command::Control { for_ns } => {
+                let (control, dirtied) = self.guest()?.control(Duration::from_nanos(for_ns))?;
+                self.discard();
+                return Ok(Answer::Baseline { control: Box::new(control), dirtied });
+            }
+            Command::Receive { spec, movement } => self.receive(spec, &movement)?,
+            Command::Migrate { to, movement } => return self.migrate(to, &movement, answers),
+            Command::Collect {} => return self.collect(),
+            Command::Resolve { run } => {
+                self.away = !run;
+                if run {
+                    self.guest()?.machine.run();
+                }
+            }
+            Command::Stop {} => return self.stop(),
+            Command::Verify {} => {
+                let scope = if self.away { "frozen source at the pause" } else { "guest at the end" };
+                let guest = self.guest.as_mut().ok_or_else(no_guest)?;
+                return Ok(Answer::Verified { verification: guest.verify(scope)? });
+            }
+            Command::Discard {} => self.discard(),
+        }
+        Ok(Answer::Done {})
+    }
+
+    fn guest(&self) -> Result<&Guest, DriverError> {
+        self.guest.as_ref().ok_or_else(no_guest)
+    }
+
+    fn discard(&mut self) {
+        self.watch = None;
+        self.guest = None;
+        self.away = false;
+        self.forget_expected();
+    }
+
+    fn forget_expected(&mut self) {
+        if let Some(expected) = self.expected.take() {
+            // Without its connections the move ends by itself.
+            self.shared.expected().remove(&expected.session);
+            let _ = expected.thread.join();
+        }
+    }
+
+    fn run(&mut self) -> Result<(), DriverError> {
+        if self.away {
+            return Err(DriverError::Protocol("the guest has left this host".to_owned()));
+        }
+        self.guest()?.machine.run();
+        Ok(())
+    }
+
+    fn receive(&mut self, spec: GuestSpec, movement: &MoveSpec) -> Result<(), DriverError> {
+        self.forget_expected();
+        match &mut self.guest {
+            Some(guest) if movement.incremental && self.away => guest.expect_return()?,
+            _ => {
+                self.discard();
+                self.guest = Some(Guest::reserve(spec, &self.shared.pool, &self.shared.directory)?);
+            }
+        }
+        let guest = self.guest()?;
+        let nic = nic(movement);
+        let recorder = Recorder::new(Mark::Destination);
+        let (hand_over, coming) = std::sync::mpsc::channel();
+        self.shared.expected().insert(movement.session, hand_over);
+        let (machine, volume) = (Arc::clone(&guest.machine), guest.volume.clone());
+        let (runtime, told, link) = (self.runtime.clone(), recorder.clone(), nic.clone());
+        let thread = std::thread::spawn(move || {
+            let _within = runtime.enter();
+            let connections = accept_roles(&coming, &link, volume.is_some())?;
+            run_destination(DestinationParts { machine, volume, connections, recorder: told, runtime: runtime.clone() })
+        });
+        self.expected = Some(Expected { session: movement.session, nic, cpu_ns: cpu_ns(), recorder, thread });
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Answer, DriverError> {
+        let nothing = || DriverError::Protocol("no move is expected here".to_owned());
+        let Expected { session, nic, cpu_ns: began, recorder, thread } = self.expected.take().ok_or_else(nothing)?;
+        let arrived =
+            thread.join().map_err(|_| DriverError::Protocol("the destination's driver panicked".to_owned()))?;
+        self.shared.expected().remove(&session);
+        let (ending, handed_over) = match arrived {
+            Ok(Arrived { ending, handed_over, watch }) => {
+                self.watch = watch;
+                (ending, handed_over)
+            }
+            Err(error) => (Ending::Aborted { reason: in_words(&error) }, false),
+        };
+        self.away = !matches!(ending, Ending::Completed);
+        self.recorder = recorder;
+        Ok(Answer::Ended { account: Box::new(self.account(ending, handed_over, None, &nic, began, None)) })
+    }
+
+    fn migrate(
+        &mut self,
+        to: SocketAddr,
+        movement: &MoveSpec,
+        answers: &UnboundedSender<Answer>,
+    ) -> Result<Answer, DriverError> {
+        let (requested, began) = (clock::now(), cpu_ns());
+        if self.away {
+            return Err(DriverError::Protocol("the guest has left this host".to_owned()));
+        }
+        self.watch = None;
+        self.recorder = Recorder::new(Mark::Source);
+        self.recorder.record_at(requested, Event::Moment { moment: Moment::Requested });
+        let nic = nic(movement);
+        let guest = self.guest.as_ref().ok_or_else(no_guest)?;
+        guest.machine.reset_silence();
+        let missing_blocks = guest.volume.as_ref().map(|volume| match movement.incremental {
+            true => volume.fresh(),
+            false => UnitSet::full(volume.blocks()),
+        });
+        let fresh = missing_blocks.as_ref().map(UnitSet::count);
+        let moved = self.move_away(guest, to, movement, &nic, missing_blocks, requested, answers);
+        let (ending, clock) = match moved {
+            Ok(moved) => moved,
+            Err(error) => {
+                let reason = in_words(&error);
+                self.recorder.record(Event::Failed { reason: reason.clone() });
+                (Ending::Aborted { reason }, None)
+            }
+        };
+        self.away = !matches!(ending, Ending::Aborted { .. });
+        Ok(Answer::Ended { account: Box::new(self.account(ending, false, clock, &nic, began, fresh)) })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, of what only this call brings together")]
+    fn move_away(
+        &self,
+        guest: &Guest,
+        to: SocketAddr,
+        movement: &MoveSpec,
+        nic: &Nic,
+        missing_blocks: Option<UnitSet<whimbrel_model::Block>>,
+        requested: Nanos,
+        answers: &UnboundedSender<Answer>,
+    ) -> Result<(Ending, Option<crate::report::ClockOffset>), DriverError> {
+        let _within = self.runtime.enter();
+        let token = self.shared.token.as_ref();
+        let connections = connect_roles(to, nic, movement.session, token, guest.volume.is_some())?;
+        let parts = SourceParts {
+            machine: Arc::clone(&guest.machine),
+            volume: guest.volume.clone(),
+            missing_blocks,
+            movement,
+            seed: guest.spec.seed,
+            connections,
+            log: guest.dirty_log()?,
+            recorder: self.recorder.clone(),
+            requested,
+            runtime: self.runtime.clone(),
+        };
+        run_source(parts, &mut |progress| drop(answers.send(Answer::Progress { progress })))
+    }
+
+    fn account(
+        &self,
+        ending: Ending,
+        handed_over: bool,
+        clock: Option<crate::report::ClockOffset>,
+        nic: &Nic,
+        began_cpu_ns: u64,
+        missing_blocks: Option<u64>,
+    ) -> Account {
+        Account {
+            ending,
+            handed_over,
+            events: self.recorder.take(),
+            clock,
+            sent: nic.traffic().sent(),
+            cpu_ns: cpu_ns().saturating_sub(began_cpu_ns),
+            missing_blocks,
+        }
+    }
+
+    fn stop(&mut self) -> Result<Answer, DriverError> {
+        self.watch = None;
+        let guest = self.guest()?;
+        if !self.away {
+            guest.machine.pause();
+            guest.machine.drain()?;
+            guest.volume.iter().for_each(|v| v.drain());
+            let silence = guest.machine.silence();
+            self.recorder.record(Event::Silence { longest_ns: silence.longest_ns, edge: silence.first_beats });
+        }
+        Ok(Answer::Stopped { events: self.recorder.take() })
+    }
+}
+
+fn no_guest() -> DriverError {
+    DriverError::Protocol("there is no guest here".to_owned())
+}
+
+/// This host's card, as the move says.
+fn nic(movement: &MoveSpec) -> Nic {
+    let link = movement.link;
+    let rate = |bytes_per_s: Option<f64>| bytes_per_s.map(ByteRate);
+    Nic::new(rate(link.egress_bytes_per_s), rate(link.ingress_bytes_per_s), Duration::from_nanos(link.delay_ns))
+}
+
+/// CPU time of this process, in nanoseconds.
+fn cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+}

@@ -1,0 +1,175 @@
+//! What a coordinator asks of the agent of a host, and what the agent answers.
+//!
+//! One connection a guest and host. Every [`Command`] gets one [`Answer`]; [`Command::Migrate`] is answered by any number
+//! of [`Answer::Progress`] and then one [`Answer::Ended`]. Closing the connection discards the guest.
+
+use crate::core::{Ending, Progress};
+use crate::report::{ClockOffset, ControlRun};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use whimbrel_disk::DiskChoice;
+use whimbrel_machine::Verification;
+use whimbrel_memory::MemoryChoice;
+use whimbrel_model::Recorded;
+use whimbrel_wire::nic::FlowReading;
+use whimbrel_workloads::WorkloadChoice;
+
+/// A guest: everything that makes it what it is, on any host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GuestSpec {
+    /// Tells it from every other guest of the run.
+    pub name: String,
+    /// The kind of machine, by its registry's name.
+    pub machine: String,
+    /// The seed of its content and its operations.
+    pub seed: u64,
+    /// RAM in bytes, a multiple of the page size.
+    pub ram_bytes: u64,
+    /// vCPUs, 1 to 8.
+    pub vcpus: u32,
+    /// The disk, if it has one.
+    pub disk: Option<DiskSpec>,
+    /// What runs in it.
+    pub workload: WorkloadChoice,
+}
+
+/// A guest's disk.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Bytes from its start that hold content before operation 0.
+    pub filled_bytes: u64,
+    /// The granule of tracking in bytes.
+    pub block_bytes: u64,
+}
+
+/// A host's side of the link.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct LinkSpec {
+    /// The most that this host sends, in bytes a second; `None`: unlimited.
+    pub egress_bytes_per_s: Option<f64>,
+    /// The most that this host receives, where that differs.
+    pub ingress_bytes_per_s: Option<f64>,
+    /// How long every byte that this host sends is held, in nanoseconds.
+    pub delay_ns: u64,
+}
+
+/// A move of a guest, as both hosts must know it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MoveSpec {
+    /// Tells this attempt from every other.
+    pub session: u64,
+    /// This host's side of the link.
+    pub link: LinkSpec,
+    /// How memory moves.
+    pub memory: MemoryChoice,
+    /// How the disk moves.
+    pub disk: DiskChoice,
+    /// The destination still has the disk as it was when the guest left it last: only what is fresh needs to move.
+    pub incremental: bool,
+}
+
+/// What a coordinator asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// Make a guest: reserve and fill its RAM and disk. It doesn't run yet.
+    Create {
+        /// The guest.
+        spec: GuestSpec,
+    },
+    /// Let the guest run.
+    Run {},
+    /// Run the guest from operation 0 for a time, without any migration, and then discard it.
+    Control {
+        /// How long, in nanoseconds.
+        for_ns: u64,
+    },
+    /// Expect a guest from another host; what is here of an earlier visit is kept for an incremental return.
+    Receive {
+        /// The guest.
+        spec: GuestSpec,
+        /// The move.
+        movement: MoveSpec,
+    },
+    /// Move the guest that runs here.
+    Migrate {
+        /// Where to: the address of the other host's agent.
+        to: SocketAddr,
+        /// The move.
+        movement: MoveSpec,
+    },
+    /// Wait until the move that this host receives has ended.
+    Collect {},
+    /// Decide an undecided hand-over: whether this host runs the guest.
+    Resolve {
+        /// True: it runs here. False: it never will.
+        run: bool,
+    },
+    /// Pause the guest for good; what it did since the move ended is answered.
+    Stop {},
+    /// Compare the stopped or frozen guest with its twin.
+    Verify {},
+    /// Forget the guest.
+    Discard {},
+}
+
+/// What an agent answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// Done.
+    Done {},
+    /// How far the move is.
+    Progress {
+        /// How far.
+        progress: Progress,
+    },
+    /// The move has ended on this host.
+    Ended {
+        /// How it went here.
+        account: Box<Account>,
+    },
+    /// What a control run did.
+    Baseline {
+        /// The control run.
+        control: Box<ControlRun>,
+        /// Distinct pages that it dirtied in an interval of so many nanoseconds.
+        dirtied: Option<(u64, u64)>,
+    },
+    /// The guest is stopped; what it did since the move ended here.
+    Stopped {
+        /// Readings of its progress and its silences, by this host's clock.
+        events: Vec<Recorded>,
+    },
+    /// The twin check's word.
+    Verified {
+        /// The word.
+        verification: Verification,
+    },
+    /// The command can't be carried out.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What one host knows of a move that has ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Account {
+    /// How it ended here.
+    pub ending: Ending,
+    /// Whether this host was told that it runs the guest (destination only).
+    pub handed_over: bool,
+    /// What happened, by this host's clock.
+    pub events: Vec<Recorded>,
+    /// The other host's clock less this one's, in nanoseconds, and how far off that may be (source only).
+    pub clock: Option<ClockOffset>,
+    /// What this host put on the link, framing included.
+    pub sent: FlowReading,
+    /// CPU time of this host's process and its guest from the request to the end, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Blocks that this move had to carry at least: what the destination lacked when it was requested (source only).
+    pub missing_blocks: Option<u64>,
+}

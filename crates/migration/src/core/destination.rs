@@ -1,0 +1,233 @@
+//! The destination's core: takes up what the source says, resumes once and only once, and knows when it is whole.
+
+use super::Ending;
+use whimbrel_model::{Block, Event, Family, Moment, Nanos, Page, Phase, UnitSet};
+use whimbrel_wire::Message;
+
+/// What happens to the destination's core.
+#[derive(Clone, Debug)]
+pub enum DestinationInput {
+    /// The source says something.
+    Said(Message),
+    /// The mark behind everything sent so far has come through the memory lane.
+    BarrierArrived,
+    /// The device state is taken up and missing pages and blocks are guarded.
+    Loaded,
+    /// The guest runs.
+    Resumed,
+    /// A vCPU waits for pages that are missing.
+    Fault(Vec<u64>),
+    /// So many units of a family are still missing.
+    Left {
+        /// Which family.
+        family: Family,
+        /// How many.
+        units: u64,
+    },
+    /// The link is gone, or this host can't go on.
+    Lost(String),
+}
+
+/// What the destination's core wants done.
+#[derive(Clone, Debug)]
+pub enum DestinationEffect {
+    /// Guard what is missing, then take up the device state; [`DestinationInput::Loaded`] answers.
+    Load {
+        /// The device state.
+        device: Vec<u8>,
+        /// Pages to be guarded.
+        missing_pages: UnitSet<Page>,
+        /// Blocks to be guarded.
+        missing_blocks: Option<UnitSet<Block>>,
+    },
+    /// Let the guest run; [`DestinationInput::Resumed`] answers.
+    Resume,
+    /// Say something to the source.
+    Say(Message),
+    /// Ask the source for pages that a vCPU waits for.
+    Fetch(Vec<u64>),
+    /// Record an event.
+    Record(Event),
+    /// This was the end.
+    Finish(Ending),
+}
+
+/// Where the destination is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Units come in.
+    Receiving,
+    /// The device state is being taken up.
+    Loading,
+    /// Ready to resume; the word is the source's.
+    Loaded,
+    /// The guest was told to run.
+    Running,
+    /// Everything is over.
+    Finished,
+}
+
+/// The destination's core.
+pub struct DestinationCore {
+    state: State,
+    device: Option<(Vec<u8>, UnitSet<Page>, Option<UnitSet<Block>>)>,
+    barriers: u32,
+    pages_left: u64,
+    blocks_left: u64,
+    whole: (bool, bool),
+    said_whole: bool,
+    handed_over: bool,
+}
+
+impl Default for DestinationCore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl DestinationCore {
+    /// A core that receives.
+    pub fn new() -> Self {
+        DestinationCore {
+            state: State::Receiving,
+            device: None,
+            barriers: 0,
+            pages_left: 0,
+            blocks_left: 0,
+            whole: (false, false),
+            said_whole: false,
+            handed_over: false,
+        }
+    }
+
+    /// Whether the source has said that this host runs the guest: what decides an undecided hand-over.
+    pub fn was_handed_over(&self) -> bool {
+        self.handed_over
+    }
+
+    /// Takes one input in, and lets out what is to be done about it.
+    pub fn on(&mut self, _now: Nanos, input: DestinationInput, effects: &mut Vec<DestinationEffect>) {
+        if self.state == State::Finished {
+            return;
+        }
+        match input {
+            DestinationInput::Said(message) => self.said(message, effects),
+            DestinationInput::BarrierArrived => self.barrier(effects),
+            DestinationInput::Loaded => {
+                effects.push(record(Moment::StateLoaded));
+                effects.push(DestinationEffect::Say(Message::Loaded));
+                self.state = State::Loaded;
+            }
+            DestinationInput::Resumed => {
+                effects.push(record(Moment::Resumed));
+                effects.push(DestinationEffect::Say(Message::Resumed));
+                self.check_whole(effects);
+            }
+            DestinationInput::Fault(pages) => effects.push(DestinationEffect::Fetch(pages)),
+            DestinationInput::Left { family: Family::Memory, units } => {
+                self.pages_left = units;
+                self.check_whole(effects);
+            }
+            DestinationInput::Left { family: Family::Disk, units } => {
+                self.blocks_left = units;
+                self.check_whole(effects);
+            }
+            DestinationInput::Lost(reason) => self.lost(reason, effects),
+        }
+    }
+
+    fn said(&mut self, message: Message, effects: &mut Vec<DestinationEffect>) {
+        match (message, self.state) {
+            (Message::State { device, missing_pages, missing_blocks }, State::Receiving) if self.device.is_none() => {
+                self.device = Some((device, missing_pages, missing_blocks));
+                self.load_if_complete(effects);
+            }
+            (Message::HandOver, State::Loaded) => {
+                self.state = State::Running;
+                self.handed_over = true;
+                effects.push(DestinationEffect::Record(Event::Phase { phase: Phase::Pull }));
+                effects.push(DestinationEffect::Resume);
+            }
+            (Message::Released, State::Running) if self.whole == (true, true) => {
+                effects.push(DestinationEffect::Record(Event::Phase { phase: Phase::Complete }));
+                self.finish(Ending::Completed, effects);
+            }
+            (Message::Abort { reason }, _) => self.lost(format!("the source gave up: {reason}"), effects),
+            (other, state) => {
+                self.lost(format!("the source said {} while {state:?}", other.name()), effects);
+            }
+        }
+    }
+
+    fn barrier(&mut self, effects: &mut Vec<DestinationEffect>) {
+        self.barriers += 1;
+        if self.barriers == 1 {
+            effects.push(record(Moment::MemoryCarried));
+            self.load_if_complete(effects);
+        }
+    }
+
+    fn load_if_complete(&mut self, effects: &mut Vec<DestinationEffect>) {
+        if self.barriers == 0 {
+            return;
+        }
+        if let Some((device, missing_pages, missing_blocks)) = self.device.take() {
+            self.pages_left = missing_pages.count();
+            self.blocks_left = missing_blocks.as_ref().map_or(0, UnitSet::count);
+            self.state = State::Loading;
+            // Without a disk there is nothing of it to wait for.
+            self.whole.1 = missing_blocks.is_none();
+            if self.pages_left == 0 {
+                // Nothing is left behind: memory was whole when the barrier came, which is now or a moment ago.
+                self.whole.0 = true;
+                effects.push(record(Moment::MemoryWhole));
+            }
+            effects.push(DestinationEffect::Load { device, missing_pages, missing_blocks });
+        }
+    }
+
+    /// Tells the source, once the guest runs, of each family that has become whole.
+    fn check_whole(&mut self, effects: &mut Vec<DestinationEffect>) {
+        if self.state != State::Running || self.said_whole {
+            return;
+        }
+        if self.pages_left == 0 && !self.whole.0 {
+            self.whole.0 = true;
+            effects.push(record(Moment::MemoryWhole));
+        }
+        if self.blocks_left == 0 && !self.whole.1 {
+            self.whole.1 = true;
+            effects.push(record(Moment::DiskWhole));
+        }
+        if self.whole == (true, true) {
+            self.said_whole = true;
+            effects.push(record(Moment::Whole));
+            effects.push(DestinationEffect::Say(Message::Whole { family: Family::Memory }));
+            effects.push(DestinationEffect::Say(Message::Whole { family: Family::Disk }));
+        }
+    }
+
+    fn lost(&mut self, reason: String, effects: &mut Vec<DestinationEffect>) {
+        let ending = match self.state {
+            State::Running if self.whole == (true, true) => Ending::Completed,
+            State::Running => Ending::Lost { reason },
+            State::Loaded => Ending::Undecided { reason },
+            State::Receiving | State::Loading | State::Finished => Ending::Aborted { reason },
+        };
+        if let Ending::Lost { reason } | Ending::Undecided { reason } | Ending::Aborted { reason } = &ending {
+            effects.push(DestinationEffect::Record(Event::Failed { reason: reason.clone() }));
+            // The source may not know yet; where the link is gone, nobody hears it.
+            effects.push(DestinationEffect::Say(Message::Abort { reason: reason.clone() }));
+        }
+        self.finish(ending, effects);
+    }
+
+    fn finish(&mut self, ending: Ending, effects: &mut Vec<DestinationEffect>) {
+        self.state = State::Finished;
+        effects.push(DestinationEffect::Finish(ending));
+    }
+}
+
+fn record(moment: Moment) -> DestinationEffect {
+    DestinationEffect::Record(Event::Moment { moment })
+}

@@ -1,0 +1,486 @@
+//! The transfer of one family's units at the source: what is unsent, what is on its way, and the schedule's answers.
+
+use super::{Run, Written};
+use std::collections::VecDeque;
+use whimbrel_memory::{Select, SelectView};
+use whimbrel_model::event::{EndedBy, Round, Sent};
+use whimbrel_model::strategy::{Stage, Verdict};
+use whimbrel_model::{
+    Block, ByteRate, Event, Extent, Family, Nanos, Observe, Page, Rest, Schedule, Step, Unit, UnitSet, View,
+};
+
+/// Bytes that one job asks a lane to send.
+const JOB_BYTES: u64 = 1 << 20;
+/// Jobs that a lane has at once, so that it never waits for the core.
+const JOBS_AT_ONCE: usize = 2;
+/// How often a schedule that has nothing to do is asked again.
+pub(super) const ASK_AGAIN: Nanos = Nanos(20_000_000);
+
+/// What a schedule said when it was ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Readiness {
+    pub(super) rest: Rest,
+    pub(super) firm: bool,
+    pub(super) ended_by: EndedBy,
+}
+
+/// What a flow wants of the driver.
+#[derive(Debug, PartialEq)]
+pub(super) enum Want {
+    Send { job: u64, runs: Vec<Run>, limit: Option<ByteRate> },
+    Observe(Observe),
+    Deferred(u64),
+    Abort(String),
+}
+
+/// What the core knows that a schedule may know too.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around {
+    pub(super) now: Nanos,
+    pub(super) stage: Stage,
+    pub(super) bandwidth: Option<ByteRate>,
+    pub(super) other_ready: bool,
+}
+
+/// The part of a unit's type that the core needs: which family, and how a written set of it is told apart.
+pub(super) trait FlowUnit: Unit {
+    const FAMILY: Family;
+    fn of(written: Written) -> Option<UnitSet<Self>>;
+    fn choose(
+        select: &mut dyn Select,
+        run: Extent,
+        stage: Stage,
+        peeked: Option<&UnitSet<Self>>,
+        keep: &mut Vec<Extent>,
+    );
+}
+
+impl FlowUnit for Page {
+    const FAMILY: Family = Family::Memory;
+    fn of(written: Written) -> Option<UnitSet<Page>> {
+        match written {
+            Written::Pages(set) => Some(set),
+            Written::Blocks(_) => None,
+        }
+    }
+    fn choose(
+        select: &mut dyn Select,
+        run: Extent,
+        stage: Stage,
+        peeked: Option<&UnitSet<Self>>,
+        keep: &mut Vec<Extent>,
+    ) {
+        select.choose(run, &SelectView { stage, peeked }, keep);
+    }
+}
+
+impl FlowUnit for Block {
+    const FAMILY: Family = Family::Disk;
+    fn of(written: Written) -> Option<UnitSet<Block>> {
+        match written {
+            Written::Blocks(set) => Some(set),
+            Written::Pages(_) => None,
+        }
+    }
+    fn choose(_: &mut dyn Select, run: Extent, _: Stage, _: Option<&UnitSet<Self>>, keep: &mut Vec<Extent>) {
+        keep.push(run);
+    }
+}
+
+/// What the flow is waiting for before it takes its next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaiting {
+    Nothing,
+    /// An observation that the schedule asked for.
+    Observation,
+    /// A look at the log before the next stretch of a push.
+    PeekToSelect,
+    /// The schedule has nothing to do, or is ready: asked again at an instant.
+    Instant(Nanos),
+}
+
+/// The round that is going on.
+#[derive(Debug, Default)]
+struct OpenRound {
+    start: Option<Nanos>,
+    sent: Sent,
+    limit: Option<ByteRate>,
+}
+
+/// One family's transfer.
+pub(super) struct Flow<U: FlowUnit> {
+    unit_bytes: u64,
+    schedule: Box<dyn Schedule<U>>,
+    select: Box<dyn Select>,
+    unsent: UnitSet<U>,
+    sent_before: UnitSet<U>,
+    peeked: Option<UnitSet<U>>,
+    queue: VecDeque<Extent>,
+    limit: Option<ByteRate>,
+    steps: VecDeque<Step<U>>,
+    awaiting: Awaiting,
+    since_peek: Option<u64>,
+    jobs: Vec<(u64, u64)>,
+    next_job: u64,
+    open: OpenRound,
+    rounds: Vec<Round>,
+    sent_bytes: u64,
+    ready: Option<Readiness>,
+    verdict: Verdict,
+    throttle: f64,
+    predicted: Option<Nanos>,
+}
+
+impl<U: FlowUnit> Flow<U> {
+    pub(super) fn new(
+        unit_bytes: u64,
+        missing: UnitSet<U>,
+        schedule: Box<dyn Schedule<U>>,
+        select: Box<dyn Select>,
+    ) -> Self {
+        let len = missing.len();
+        Flow {
+            unit_bytes,
+            schedule,
+            select,
+            unsent: missing,
+            sent_before: UnitSet::empty(len),
+            peeked: None,
+            queue: VecDeque::new(),
+            limit: None,
+            steps: VecDeque::new(),
+            awaiting: Awaiting::Nothing,
+            since_peek: None,
+            jobs: Vec::new(),
+            next_job: 0,
+            open: OpenRound::default(),
+            rounds: Vec::new(),
+            sent_bytes: 0,
+            ready: None,
+            verdict: Verdict::Continue,
+            throttle: 0.0,
+            predicted: None,
+        }
+    }
+
+    pub(super) fn readiness(&self) -> Option<Readiness> {
+        self.ready
+    }
+
+    pub(super) fn rounds(&self) -> &[Round] {
+        &self.rounds
+    }
+
+    pub(super) fn unsent(&self) -> &UnitSet<U> {
+        &self.unsent
+    }
+
+    /// Units that the destination would lack if the guest were paused now, as far as is known.
+    pub(super) fn remaining_units(&self) -> u64 {
+        let queued = self.jobs.iter().map(|(_, units)| units).sum::<u64>();
+        let written = self.peeked.as_ref().map_or(0, |p| p.count() - p.count_common(&self.unsent));
+        self.unsent.count() + queued + written
+    }
+
+    pub(super) fn unit_bytes(&self) -> u64 {
+        self.unit_bytes
+    }
+
+    pub(super) fn total_units(&self) -> u64 {
+        self.unsent.len()
+    }
+
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
+    }
+
+    /// Everything that was asked to be sent is sent.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.jobs.is_empty() && self.queue.is_empty()
+    }
+
+    /// Nothing is unsent nor on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_quiet() && self.unsent.is_empty()
+    }
+
+    pub(super) fn judged(&mut self, verdict: Verdict, predicted: Option<Nanos>, throttle: f64) {
+        self.verdict = verdict;
+        self.predicted = predicted;
+        self.throttle = throttle;
+    }
+
+    /// The instant at which the flow wants to be driven again, if it waits for one.
+    pub(super) fn wakes_at(&self) -> Option<Nanos> {
+        match self.awaiting {
+            Awaiting::Instant(at) => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Forgets what the schedule last said, for a new stage. What is queued but not sent stays unsent.
+    pub(super) fn begin_stage(&mut self) {
+        self.queue.clear();
+        self.steps.clear();
+        self.awaiting = Awaiting::Nothing;
+        self.since_peek = None;
+        self.limit = None;
+    }
+
+    /// Queues everything unsent, for the engine's own carrying over.
+    pub(super) fn carry_over(&mut self) {
+        self.begin_stage();
+        self.queue.extend(self.unsent.extents());
+    }
+
+    /// A set of units was taken up by the destination by itself (a pull): it needn't be sent.
+    pub(super) fn forget(&mut self, extent: Extent) -> u64 {
+        let count = self.unsent.count_in(extent);
+        self.unsent.remove_extent(extent);
+        count
+    }
+
+    /// Units that the destination asks for: those unsent leave the push order and are returned to be sent at once.
+    pub(super) fn demand(&mut self, units: &[u64]) -> Option<(u64, Vec<Run>)> {
+        let mut runs: Vec<Run> = Vec::new();
+        for &unit in units {
+            if self.unsent.remove(unit) {
+                let again = !self.sent_before.insert(unit);
+                runs.push(Run { extent: Extent { start: unit, count: 1 }, again });
+            }
+        }
+        (!runs.is_empty()).then(|| (self.open_job(runs.len() as u64), runs))
+    }
+
+    fn open_job(&mut self, units: u64) -> u64 {
+        let job = self.next_job;
+        self.next_job += 1;
+        self.jobs.push((job, units));
+        job
+    }
+
+    /// A job's units are sent.
+    pub(super) fn sent(&mut self, job: u64, sent: &Sent) {
+        self.jobs.retain(|(j, _)| *j != job);
+        self.open.sent.add(sent);
+        self.sent_bytes += sent.bytes();
+    }
+
+    /// An observation came in. Returns the round that a `Take` closed.
+    pub(super) fn observed(
+        &mut self,
+        observe: Observe,
+        written: UnitSet<U>,
+        now: Nanos,
+        requested: Nanos,
+    ) -> Option<Round> {
+        let was = std::mem::replace(&mut self.awaiting, Awaiting::Nothing);
+        if was == Awaiting::PeekToSelect {
+            self.since_peek = Some(0);
+        }
+        match observe {
+            Observe::Peek => {
+                self.peeked = Some(written);
+                None
+            }
+            Observe::Take => {
+                self.unsent.union(&written);
+                let dirty_units = written.count();
+                self.peeked = Some(UnitSet::empty(written.len()));
+                Some(self.close_round(dirty_units, now, requested))
+            }
+        }
+    }
+
+    fn close_round(&mut self, dirty_units: u64, now: Nanos, requested: Nanos) -> Round {
+        let open = std::mem::take(&mut self.open);
+        let start = open.start.unwrap_or(now);
+        let round = Round {
+            kind: U::FAMILY,
+            start_ns: start.since(requested).0,
+            ns: now.since(start).0,
+            sent_units: open.sent.units(),
+            dirty_units,
+            again_units: open.sent.again_units,
+            bytes: open.sent.bytes(),
+            limit: open.limit.map(|r| r.0),
+            predicted_ns: None,
+            throttle: self.throttle,
+        };
+        self.rounds.push(round.clone());
+        round
+    }
+
+    /// Closes the round that was carried over while the guest was paused, if anything was.
+    pub(super) fn close_paused_round(&mut self, now: Nanos, requested: Nanos) -> Option<Round> {
+        (self.open.sent.units() > 0).then(|| self.close_round(0, now, requested))
+    }
+
+    /// Puts the prediction that followed a round into it; returns the finished round.
+    pub(super) fn finish_round(&mut self) -> Option<Round> {
+        let predicted = self.predicted;
+        let round = self.rounds.last_mut()?;
+        round.predicted_ns = predicted.map(|p| p.0);
+        Some(round.clone())
+    }
+
+    /// Goes on until the flow waits for something: lanes are kept busy, steps taken, the schedule asked.
+    pub(super) fn drive(&mut self, around: &Around, requested: Nanos, wants: &mut Vec<Want>) {
+        // A schedule that answers without end would hang the host; each answer that moves nothing ends the loop.
+        for _ in 0..64 {
+            if let Awaiting::Instant(at) = self.awaiting {
+                if around.now < at {
+                    return;
+                }
+                self.awaiting = Awaiting::Nothing;
+            }
+            if self.awaiting != Awaiting::Nothing || !self.fill_lanes(around, wants) {
+                return;
+            }
+            if around.stage == Stage::Paused {
+                return;
+            }
+            match self.steps.pop_front() {
+                Some(step) => self.take_step(step, around, requested, wants),
+                None => {
+                    let answer = self.ask(around, requested);
+                    if answer.is_empty() {
+                        self.awaiting = Awaiting::Instant(around.now.plus(ASK_AGAIN));
+                        return;
+                    }
+                    self.steps.extend(answer);
+                }
+            }
+        }
+        self.awaiting = Awaiting::Instant(around.now.plus(ASK_AGAIN));
+    }
+
+    /// Hands queued units to the lane. True once the queue is empty and everything handed over is sent.
+    fn fill_lanes(&mut self, around: &Around, wants: &mut Vec<Want>) -> bool {
+        while !self.queue.is_empty() && self.jobs.len() < JOBS_AT_ONCE {
+            if around.stage == Stage::Push
+                && let Some(every) = self.select.peek_every()
+                && self.since_peek.is_none_or(|n| n >= every)
+            {
+                self.awaiting = Awaiting::PeekToSelect;
+                wants.push(Want::Observe(Observe::Peek));
+                return false;
+            }
+            let runs = self.next_runs(around.stage, wants);
+            if !runs.is_empty() {
+                let units = runs.iter().map(|r| r.extent.count).sum();
+                self.open.start.get_or_insert(around.now);
+                self.open.limit = self.limit;
+                let job = self.open_job(units);
+                wants.push(Want::Send { job, runs, limit: self.limit });
+            }
+        }
+        self.is_quiet()
+    }
+
+    /// Takes up to a job's worth of unsent units off the queue.
+    fn next_runs(&mut self, stage: Stage, wants: &mut Vec<Want>) -> Vec<Run> {
+        let most = (JOB_BYTES / self.unit_bytes).max(1);
+        let (mut runs, mut taken, mut deferred) = (Vec::new(), 0, 0);
+        let mut keep = Vec::new();
+        while taken < most
+            && let Some(front) = self.queue.pop_front()
+        {
+            let head = Extent { start: front.start, count: front.count.min(most - taken) };
+            if head.count < front.count {
+                self.queue.push_front(Extent { start: head.end(), count: front.count - head.count });
+            }
+            if let Some(n) = &mut self.since_peek {
+                *n += head.count;
+            }
+            for part in still_unsent(&self.unsent, head) {
+                keep.clear();
+                U::choose(self.select.as_mut(), part, stage, self.peeked.as_ref(), &mut keep);
+                deferred += part.count - keep.iter().map(|k| k.count).sum::<u64>();
+                for kept in &keep {
+                    self.unsent.remove_extent(*kept);
+                    taken += kept.count;
+                    split_by(&mut self.sent_before, *kept, &mut runs);
+                }
+            }
+        }
+        if deferred > 0 {
+            wants.push(Want::Deferred(deferred));
+        }
+        runs
+    }
+
+    fn take_step(&mut self, step: Step<U>, around: &Around, requested: Nanos, wants: &mut Vec<Want>) {
+        if !matches!(step, Step::Ready { .. } | Step::Observe(Observe::Peek)) {
+            self.ready = None;
+        }
+        match step {
+            Step::Push { units, limit } => {
+                self.limit = limit;
+                self.since_peek = None;
+                self.queue.extend(units.extents().iter().copied().filter(|e| e.count > 0));
+            }
+            Step::Observe(observe) => {
+                self.open.start.get_or_insert(around.now);
+                self.awaiting = Awaiting::Observation;
+                wants.push(Want::Observe(observe));
+            }
+            Step::Wait(until) => self.awaiting = Awaiting::Instant(requested.plus(until)),
+            Step::Ready { rest, firm, ended_by } => {
+                self.ready = Some(Readiness { rest, firm, ended_by });
+                self.awaiting = Awaiting::Instant(around.now.plus(ASK_AGAIN));
+            }
+            Step::Abort(reason) => wants.push(Want::Abort(reason)),
+        }
+    }
+
+    fn ask(&mut self, around: &Around, requested: Nanos) -> Vec<Step<U>> {
+        self.schedule.source(&View {
+            now: around.now.since(requested),
+            stage: around.stage,
+            unit_bytes: self.unit_bytes,
+            unsent: &self.unsent,
+            peeked: self.peeked.as_ref(),
+            rounds: &self.rounds,
+            verdict: self.verdict,
+            bandwidth: around.bandwidth,
+            other_ready: around.other_ready,
+        })
+    }
+
+    /// The event that tells of a change of readiness, if there was one.
+    pub(super) fn readiness_event(&self, before: Option<Readiness>) -> Option<Event> {
+        (before.map(|r| r.ended_by) != self.ready.map(|r| r.ended_by))
+            .then(|| Event::Ready { family: U::FAMILY, ended_by: self.ready.map(|r| r.ended_by) })
+    }
+}
+
+/// The parts of `extent` that are in `unsent`.
+fn still_unsent<U: Unit>(unsent: &UnitSet<U>, extent: Extent) -> Vec<Extent> {
+    let mut parts: Vec<Extent> = Vec::new();
+    let mut at = extent.start;
+    while let Some(start) = unsent.next(at).filter(|s| *s < extent.end()) {
+        let mut end = start + 1;
+        while end < extent.end() && unsent.contains(end) {
+            end += 1;
+        }
+        parts.push(Extent { start, count: end - start });
+        at = end;
+    }
+    parts
+}
+
+/// Splits `extent` into runs that were sent before and runs that were not, and remembers it as sent.
+fn split_by<U: Unit>(sent_before: &mut UnitSet<U>, extent: Extent, runs: &mut Vec<Run>) {
+    let mut start = extent.start;
+    while start < extent.end() {
+        let again = sent_before.contains(start);
+        let mut end = start + 1;
+        while end < extent.end() && sent_before.contains(end) == again {
+            end += 1;
+        }
+        runs.push(Run { extent: Extent { start, count: end - start }, again });
+        start = end;
+    }
+    sent_before.insert_extent(extent);
+}

@@ -1,0 +1,75 @@
+//! The core of each host: a synchronous state machine. Inputs come in, effects go out; page bytes never enter it.
+//!
+//! It has two drivers: threads and sockets ([`crate::driver`]), and a seeded event queue with a synthetic machine and a
+//! simulated link (the tests' `simulation`). One whole migration, source on the left:
+//!
+//! ```text
+//!   Setup       connect, negotiate, reserve; arm the logs of writes
+//!   Push        Send, Observe, Send, ...            ──pages, blocks──►  fill RAM and disk
+//!   Switchover  Pause, Drain, last Observe, SaveState
+//!               Send what is carried over           ──pages, blocks──►
+//!               Barrier                             ──in the lane────►  BarrierArrived
+//!               Say State{device, missing sets}     ─────────────────►  BeginPull, LoadState
+//!                                                   ◄───────── Loaded
+//!               Say HandOver: the point of no return ────────────────►  Resume
+//!                                                   ◄──────── Resumed
+//!   Pull        Send what was left behind           ──pages, blocks──►  wake who waits
+//!               demanded first                      ◄─────── Fetch ───  a vCPU touches a missing page
+//!                                                   ◄────────── Whole
+//!   Complete    Say Released
+//! ```
+//!
+//! The guarantee: before `HandOver` is said an error leaves the guest running at the source; after it, the guest runs
+//! at the destination or, where state was left behind, may be lost; never at both.
+
+mod bandwidth;
+mod destination;
+mod flow;
+mod source;
+
+pub use destination::{DestinationCore, DestinationEffect, DestinationInput};
+pub use source::{Limits, Progress, SourceCore, SourceEffect, SourceInput, SourcePlan};
+
+use serde::{Deserialize, Serialize};
+use whimbrel_model::{Block, Extent, Page, UnitSet};
+
+/// How an attempt to migrate ended on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ending", rename_all = "snake_case")]
+pub enum Ending {
+    /// The guest is whole at the destination.
+    Completed,
+    /// The guest runs at the source.
+    Aborted {
+        /// Why.
+        reason: String,
+    },
+    /// State was left behind that can't come any more.
+    Lost {
+        /// Why.
+        reason: String,
+    },
+    /// The link broke during the hand-over: both frozen images are kept until the hosts meet again.
+    Undecided {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A run of units that goes out together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The units.
+    pub extent: Extent,
+    /// Whether they were sent before in this migration.
+    pub again: bool,
+}
+
+/// What an observation of a log of writes found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Written {
+    /// Pages of memory.
+    Pages(UnitSet<Page>),
+    /// Blocks of the disk.
+    Blocks(UnitSet<Block>),
+}

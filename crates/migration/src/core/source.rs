@@ -1,0 +1,596 @@
+//! The source's core: drives both families' flows through the phases and keeps the books.
+
+use super::bandwidth::Bandwidth;
+use super::flow::{Around, Flow, FlowUnit, Readiness, Want};
+use super::{Ending, Run, Written};
+use whimbrel_disk::DiskStrategy;
+use whimbrel_memory::{MemoryStrategy, StopRules, StopView, Throttle, ThrottleView, predicted_downtime};
+use whimbrel_model::event::Sent;
+use whimbrel_model::strategy::Stage;
+use whimbrel_model::{
+    Block, ByteRate, Event, Extent, Family, Moment, Nanos, Observe, PAGE_BYTES, Page, Phase, Rest, UnitSet,
+};
+use whimbrel_wire::Message;
+
+/// What is to be moved, and how.
+pub struct SourcePlan {
+    /// When the command to migrate was accepted, by this host's clock.
+    pub requested: Nanos,
+    /// What the destination lacks of the memory.
+    pub missing_pages: UnitSet<Page>,
+    /// How memory moves.
+    pub memory: MemoryStrategy,
+    /// What the destination lacks of the disk, the block size in bytes, and how the disk moves; `None`: no disk.
+    pub disk: Option<(UnitSet<Block>, u64, DiskStrategy)>,
+    /// What the core goes by.
+    pub limits: Limits,
+}
+
+/// Numbers that the engine goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The part of a downtime that doesn't depend on bytes: pause, state and hand-over.
+    pub fixed_cost: Nanos,
+}
+
+/// What happens to the source's core.
+#[derive(Clone, Debug)]
+pub enum SourceInput {
+    /// Both ends are ready.
+    Start,
+    /// A job's units are on the link (memory) or acknowledged (disk).
+    Sent {
+        /// Whose units.
+        family: Family,
+        /// The job's number.
+        job: u64,
+        /// What was sent.
+        sent: Sent,
+    },
+    /// A log of writes was read.
+    Observed {
+        /// Taken or peeked at.
+        observe: Observe,
+        /// What it held.
+        written: Written,
+    },
+    /// No vCPU executes guest code.
+    Paused {
+        /// When the last one had left it.
+        at: Nanos,
+    },
+    /// No guest I/O is in flight.
+    Drained,
+    /// The device state was read.
+    StateSaved(Vec<u8>),
+    /// The destination says something.
+    Said(Message),
+    /// The destination asks for pages that a vCPU waits for.
+    Fetch(Vec<u64>),
+    /// The destination has read blocks from the source's export.
+    Pulled(Extent),
+    /// The instant of a [`SourceEffect::TimerAt`] has come.
+    Timer,
+    /// The link is gone, or the destination; or this host can't go on.
+    Lost(String),
+}
+
+/// What the source's core wants done.
+#[derive(Clone, Debug)]
+pub enum SourceEffect {
+    /// Send runs of units; [`SourceInput::Sent`] answers.
+    Send {
+        /// Whose units.
+        family: Family,
+        /// The job's number.
+        job: u64,
+        /// What to send.
+        runs: Vec<Run>,
+        /// The most of the link that the job may take.
+        limit: Option<ByteRate>,
+        /// Ahead of everything else: a vCPU waits.
+        demanded: bool,
+    },
+    /// Put a mark behind everything sent on the memory lane.
+    Barrier,
+    /// Read a log of writes; [`SourceInput::Observed`] answers.
+    Observe {
+        /// Whose.
+        family: Family,
+        /// Take it or peek at it.
+        observe: Observe,
+    },
+    /// Pause the guest; [`SourceInput::Paused`] answers.
+    Pause,
+    /// Wait for the guest's I/O; [`SourceInput::Drained`] answers.
+    Drain,
+    /// Read the device state; [`SourceInput::StateSaved`] answers.
+    SaveState,
+    /// Let the guest run on.
+    Resume,
+    /// Take this share of the vCPUs' time.
+    Throttle(f64),
+    /// Say something to the destination.
+    Say(Message),
+    /// Call again at this instant.
+    TimerAt(Nanos),
+    /// Record an event.
+    Record(Event),
+    /// This was the end.
+    Finish(Ending),
+}
+
+/// How far the switchover is.
+#[derive(Debug, Default)]
+struct Switchover {
+    paused: bool,
+    memory_taken: bool,
+    disk_taken: bool,
+    state: Option<Vec<u8>>,
+    barrier: bool,
+    disk_carried: bool,
+    loaded: bool,
+}
+
+/// The source's core.
+pub struct SourceCore {
+    requested: Nanos,
+    phase: Phase,
+    stage: Stage,
+    memory: Flow<Page>,
+    disk: Option<Flow<Block>>,
+    stop: StopRules,
+    throttle: Box<dyn Throttle>,
+    throttle_share: f64,
+    limits: Limits,
+    bandwidth: Bandwidth,
+    switchover: Switchover,
+    memory_rest: Rest,
+    disk_rest: Rest,
+    resumed: bool,
+    whole: (bool, bool),
+    last_barrier: bool,
+    demanded_jobs: Vec<u64>,
+    finished: bool,
+}
+
+impl SourceCore {
+    /// A core that waits for [`SourceInput::Start`].
+    pub fn new(plan: SourcePlan) -> Self {
+        let MemoryStrategy { schedule, select, stop, throttle, .. } = plan.memory;
+        let all = || Box::new(whimbrel_memory::All) as Box<dyn whimbrel_memory::Select>;
+        SourceCore {
+            requested: plan.requested,
+            phase: Phase::Setup,
+            stage: Stage::Push,
+            memory: Flow::new(PAGE_BYTES, plan.missing_pages, schedule, select),
+            disk: plan.disk.map(|(missing, bytes, strategy)| Flow::new(bytes, missing, strategy.schedule, all())),
+            stop,
+            throttle,
+            throttle_share: 0.0,
+            limits: plan.limits,
+            bandwidth: Bandwidth::default(),
+            switchover: Switchover::default(),
+            memory_rest: Rest::CarryOver,
+            disk_rest: Rest::CarryOver,
+            resumed: false,
+            whole: (false, false),
+            last_barrier: false,
+            demanded_jobs: Vec::new(),
+            finished: false,
+        }
+    }
+
+    /// The phase.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// What a progress display shows: bytes sent of memory and disk, rounds of memory, bandwidth, predicted downtime.
+    pub fn progress(&self) -> Progress {
+        Progress {
+            phase: self.phase,
+            memory_bytes: self.memory.sent_bytes(),
+            disk_bytes: self.disk.as_ref().map_or(0, Flow::sent_bytes),
+            remaining_bytes: self.memory.remaining_units() * PAGE_BYTES
+                + self.disk.as_ref().map_or(0, |d| d.remaining_units() * d.unit_bytes()),
+            round: self.memory.rounds().len() as u64,
+            dirty_bytes_per_s: self
+                .memory
+                .rounds()
+                .last()
+                .filter(|r| r.ns > 0)
+                .map(|r| r.dirty_units as f64 * PAGE_BYTES as f64 * 1e9 / r.ns as f64),
+            bandwidth_bytes_per_s: self.bandwidth.rate().map(|r| r.0),
+            predicted_downtime_ns: self.memory.rounds().last().and_then(|r| r.predicted_ns),
+        }
+    }
+
+    /// Takes one input in, and lets out what is to be done about it.
+    pub fn on(&mut self, now: Nanos, input: SourceInput, effects: &mut Vec<SourceEffect>) {
+        if self.finished {
+            return;
+        }
+        match input {
+            SourceInput::Start => {
+                effects.push(record(Moment::SetupDone));
+                self.enter(Phase::Push, effects);
+            }
+            SourceInput::Sent { family, job, sent } => self.sent(now, family, job, &sent, effects),
+            SourceInput::Observed { observe, written } => self.observed(now, observe, written, effects),
+            SourceInput::Paused { .. } => {
+                self.switchover.paused = true;
+                effects.push(SourceEffect::Drain);
+            }
+            SourceInput::Drained => {
+                effects.push(record(Moment::Drained));
+                effects.push(SourceEffect::Observe { family: Family::Memory, observe: Observe::Take });
+                if self.disk.is_some() {
+                    effects.push(SourceEffect::Observe { family: Family::Disk, observe: Observe::Take });
+                }
+                effects.push(SourceEffect::SaveState);
+            }
+            SourceInput::StateSaved(state) => {
+                effects.push(record(Moment::StateSaved));
+                self.switchover.state = Some(state);
+            }
+            SourceInput::Said(message) => self.said(now, message, effects),
+            SourceInput::Fetch(pages) => {
+                if self.stage == Stage::Pull
+                    && let Some((job, runs)) = self.memory.demand(&pages)
+                {
+                    self.bandwidth.begin(now);
+                    self.demanded_jobs.push(job);
+                    effects.push(SourceEffect::Send { family: Family::Memory, job, runs, limit: None, demanded: true });
+                }
+            }
+            SourceInput::Pulled(extent) => self.pulled(extent, effects),
+            SourceInput::Timer => {}
+            SourceInput::Lost(reason) => return self.lost(reason, effects),
+        }
+        self.advance(now, effects);
+    }
+
+    fn enter(&mut self, phase: Phase, effects: &mut Vec<SourceEffect>) {
+        debug_assert!(self.phase.may_become(phase), "{:?} may not become {phase:?}", self.phase);
+        self.phase = phase;
+        effects.push(SourceEffect::Record(Event::Phase { phase }));
+    }
+
+    fn sent(&mut self, now: Nanos, family: Family, job: u64, sent: &Sent, effects: &mut Vec<SourceEffect>) {
+        self.bandwidth.end(now, sent.bytes());
+        let demanded = family == Family::Memory && self.demanded_jobs.contains(&job);
+        self.demanded_jobs.retain(|j| !demanded || *j != job);
+        match family {
+            Family::Memory => self.memory.sent(job, sent),
+            Family::Disk => self.disk.iter_mut().for_each(|d| d.sent(job, sent)),
+        }
+        effects.push(SourceEffect::Record(Event::Sent { family, stage: self.stage, demanded, sent: *sent }));
+    }
+
+    fn pulled(&mut self, extent: Extent, effects: &mut Vec<SourceEffect>) {
+        let Some(disk) = &mut self.disk else { return };
+        let units = disk.forget(extent);
+        if units > 0 {
+            let bytes = units * disk.unit_bytes();
+            let sent = Sent { first_units: units, first_bytes: bytes, raw_units: units, ..Sent::default() };
+            let stage = self.stage;
+            effects.push(SourceEffect::Record(Event::Sent { family: Family::Disk, stage, demanded: true, sent }));
+        }
+    }
+
+    fn observed(&mut self, now: Nanos, observe: Observe, written: Written, effects: &mut Vec<SourceEffect>) {
+        let switching = self.phase == Phase::Switchover && observe == Observe::Take;
+        match written {
+            Written::Pages(_) => {
+                let Some(set) = Page::of(written) else { return };
+                let closed = self.memory.observed(observe, set, now, self.requested).is_some();
+                self.judge(now, closed, effects);
+                if closed && let Some(round) = self.memory.finish_round() {
+                    effects.push(SourceEffect::Record(Event::Round { round }));
+                }
+                if switching {
+                    self.switchover.memory_taken = true;
+                    match self.memory_rest {
+                        Rest::CarryOver => self.memory.carry_over(),
+                        Rest::LeaveBehind => self.memory.begin_stage(),
+                    }
+                }
+            }
+            Written::Blocks(_) => {
+                let (Some(set), Some(disk)) = (Block::of(written), &mut self.disk) else { return };
+                if let Some(round) = disk.observed(observe, set, now, self.requested) {
+                    effects.push(SourceEffect::Record(Event::Round { round }));
+                }
+                if switching {
+                    self.switchover.disk_taken = true;
+                    match self.disk_rest {
+                        Rest::CarryOver => disk.carry_over(),
+                        Rest::LeaveBehind => disk.begin_stage(),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the stop rules and, at a round's end, the throttle.
+    fn judge(&mut self, now: Nanos, round_ended: bool, effects: &mut Vec<SourceEffect>) {
+        let mut stop = std::mem::take(&mut self.stop);
+        let view = self.stop_view(now);
+        let predicted = predicted_downtime(&view);
+        let verdict = stop.judge(&view);
+        self.stop = stop;
+        if round_ended && self.stage == Stage::Push {
+            let view = ThrottleView {
+                rounds: self.memory.rounds(),
+                bandwidth: self.bandwidth.rate(),
+                unit_bytes: PAGE_BYTES,
+                now: now.since(self.requested),
+                current: self.throttle_share,
+            };
+            let share = self.throttle.share(&view);
+            if share != self.throttle_share {
+                self.throttle_share = share;
+                effects.push(SourceEffect::Throttle(share));
+                effects.push(SourceEffect::Record(Event::Throttled { share }));
+            }
+        }
+        self.memory.judged(verdict, predicted, self.throttle_share);
+    }
+
+    fn stop_view(&self, now: Nanos) -> StopView<'_> {
+        let carried_blocks = self.disk.as_ref().filter(|d| d.readiness().is_some_and(|r| r.rest == Rest::CarryOver));
+        StopView {
+            remaining_units: self.memory.remaining_units(),
+            remaining_bytes: self.memory.remaining_units() * PAGE_BYTES,
+            other_remaining_bytes: carried_blocks.map_or(0, |d| d.remaining_units() * d.unit_bytes()),
+            total_units: self.memory.total_units(),
+            unit_bytes: PAGE_BYTES,
+            rounds: self.memory.rounds(),
+            sent_bytes: self.memory.sent_bytes(),
+            bandwidth: self.bandwidth.rate(),
+            fixed_cost: self.limits.fixed_cost,
+            now: now.since(self.requested),
+        }
+    }
+
+    fn said(&mut self, now: Nanos, message: Message, effects: &mut Vec<SourceEffect>) {
+        match message {
+            Message::Loaded if self.phase == Phase::Switchover => self.switchover.loaded = true,
+            Message::Resumed if self.phase == Phase::Pull => self.resumed = true,
+            Message::Whole { family: Family::Memory } if self.phase == Phase::Pull => self.whole.0 = true,
+            Message::Whole { family: Family::Disk } if self.phase == Phase::Pull => self.whole.1 = true,
+            Message::Abort { reason } => self.lost(format!("the destination gave up: {reason}"), effects),
+            other => {
+                let reason = format!("the destination said {} in phase {:?} ({now:?})", other.name(), self.phase);
+                self.lost(reason, effects);
+            }
+        }
+    }
+
+    /// Does whatever can be done now.
+    fn advance(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
+        if self.finished {
+            return;
+        }
+        match self.phase {
+            Phase::Push => {
+                self.drive(now, effects);
+                if !self.finished && self.may_switch() {
+                    self.begin_switchover(now, effects);
+                }
+            }
+            Phase::Switchover => self.switch(now, effects),
+            Phase::Pull => self.pull(now, effects),
+            Phase::Setup | Phase::Complete | Phase::Aborted => {}
+        }
+        // A flow that isn't driven any more must not be woken: its instant would lie in the past for ever.
+        let driven = !self.finished && (self.phase == Phase::Push || self.has_unsent());
+        let wakes = [self.memory.wakes_at(), self.disk.as_ref().and_then(Flow::wakes_at)];
+        if let Some(at) = wakes.into_iter().flatten().min().filter(|_| driven) {
+            effects.push(SourceEffect::TimerAt(at));
+        }
+    }
+
+    fn has_unsent(&self) -> bool {
+        !self.memory.is_empty() || self.disk.as_ref().is_some_and(|d| !d.is_empty())
+    }
+
+    fn drive(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
+        let around =
+            |other_ready, bandwidth: &Bandwidth, stage| Around { now, stage, bandwidth: bandwidth.rate(), other_ready };
+        let disk_ready = self.disk.as_ref().is_none_or(|d| d.readiness().is_some());
+        let memory_ready = self.memory.readiness();
+        let mut wants = Vec::new();
+        self.memory.drive(&around(disk_ready, &self.bandwidth, self.stage), self.requested, &mut wants);
+        effects.extend(self.memory.readiness_event(memory_ready).map(SourceEffect::Record));
+        self.want(now, Family::Memory, wants, effects);
+        if self.finished {
+            return;
+        }
+        if let Some(disk) = &mut self.disk {
+            let mut wants = Vec::new();
+            let before: Option<Readiness> = disk.readiness();
+            let memory_ready = self.memory.readiness().is_some();
+            disk.drive(&around(memory_ready, &self.bandwidth, self.stage), self.requested, &mut wants);
+            effects.extend(disk.readiness_event(before).map(SourceEffect::Record));
+            self.want(now, Family::Disk, wants, effects);
+        }
+    }
+
+    fn want(&mut self, now: Nanos, family: Family, wants: Vec<Want>, effects: &mut Vec<SourceEffect>) {
+        for want in wants {
+            match want {
+                Want::Send { job, runs, limit } => {
+                    self.bandwidth.begin(now);
+                    effects.push(SourceEffect::Send { family, job, runs, limit, demanded: false });
+                }
+                Want::Observe(observe) => effects.push(SourceEffect::Observe { family, observe }),
+                Want::Deferred(pages) => effects.push(SourceEffect::Record(Event::Deferred { pages })),
+                Want::Abort(reason) => self.lost(reason, effects),
+            }
+        }
+    }
+
+    /// Both are ready, or one of them doesn't wait. (The coordinator `together`.)
+    fn may_switch(&self) -> bool {
+        let memory = self.memory.readiness();
+        let disk = self.disk.as_ref().map(Flow::readiness);
+        let firm = memory.is_some_and(|r| r.firm) || disk.flatten().is_some_and(|r| r.firm);
+        firm || (memory.is_some() && disk.is_none_or(|d| d.is_some()))
+    }
+
+    fn begin_switchover(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
+        self.memory_rest = self.memory.readiness().map_or(Rest::CarryOver, |r| r.rest);
+        self.disk_rest = self.disk.as_ref().and_then(Flow::readiness).map_or(Rest::CarryOver, |r| r.rest);
+        self.enter(Phase::Switchover, effects);
+        let mut view = self.stop_view(now);
+        if self.memory_rest == Rest::LeaveBehind {
+            view.remaining_bytes = 0;
+        }
+        if let Some(predicted) = predicted_downtime(&view) {
+            effects.push(SourceEffect::Record(Event::Predicted { ns: predicted.0 }));
+        }
+        effects.push(record(Moment::PauseRequested));
+        effects.push(SourceEffect::Pause);
+        self.stage = Stage::Paused;
+        self.memory.begin_stage();
+        if let Some(disk) = &mut self.disk {
+            disk.begin_stage();
+        }
+    }
+
+    fn switch(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
+        let disk_taken = self.switchover.disk_taken || self.disk.is_none();
+        self.drive(now, effects);
+        if !self.switchover.memory_taken || !disk_taken {
+            return;
+        }
+        if let Some(device) = self.switchover.state.take() {
+            let missing_pages = self.left_behind_pages();
+            let missing_blocks = self.left_behind_blocks();
+            effects.push(SourceEffect::Say(Message::State { device, missing_pages, missing_blocks }));
+        }
+        let carried = self.memory.is_quiet() && (self.memory_rest == Rest::LeaveBehind || self.memory.is_empty());
+        if carried && !self.switchover.barrier {
+            self.switchover.barrier = true;
+            let round = self.memory.close_paused_round(now, self.requested);
+            effects.extend(round.map(|round| SourceEffect::Record(Event::Round { round })));
+            effects.push(SourceEffect::Barrier);
+        }
+        let disk_carried =
+            self.disk.as_ref().is_none_or(|d| d.is_quiet() && (self.disk_rest == Rest::LeaveBehind || d.is_empty()));
+        if disk_carried && !self.switchover.disk_carried {
+            self.switchover.disk_carried = true;
+            let round = self.disk.as_mut().and_then(|d| d.close_paused_round(now, self.requested));
+            effects.extend(round.map(|round| SourceEffect::Record(Event::Round { round })));
+            effects.push(record(Moment::DiskCarried));
+        }
+        if self.switchover.loaded && self.switchover.barrier && disk_carried {
+            self.hand_over(now, effects);
+        }
+    }
+
+    fn left_behind_pages(&self) -> UnitSet<Page> {
+        match self.memory_rest {
+            Rest::LeaveBehind => self.memory.unsent().clone(),
+            Rest::CarryOver => UnitSet::empty(self.memory.total_units()),
+        }
+    }
+
+    fn left_behind_blocks(&self) -> Option<UnitSet<Block>> {
+        let disk = self.disk.as_ref()?;
+        Some(match self.disk_rest {
+            Rest::LeaveBehind => disk.unsent().clone(),
+            Rest::CarryOver => UnitSet::empty(disk.total_units()),
+        })
+    }
+
+    fn hand_over(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
+        effects.push(record(Moment::HandedOver));
+        effects.push(SourceEffect::Say(Message::HandOver));
+        self.enter(Phase::Pull, effects);
+        self.stage = Stage::Pull;
+        self.memory.begin_stage();
+        if let Some(disk) = &mut self.disk {
+            disk.begin_stage();
+            self.whole.1 = false;
+        } else {
+            self.whole.1 = true;
+        }
+        self.pull(now, effects);
+    }
+
+    fn pull(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
+        if self.has_unsent() {
+            self.drive(now, effects);
+        }
+        if self.memory.is_empty() && !self.last_barrier {
+            self.last_barrier = true;
+            effects.push(SourceEffect::Barrier);
+        }
+        if self.whole == (true, true) && self.resumed {
+            effects.push(record(Moment::Released));
+            effects.push(SourceEffect::Say(Message::Released));
+            self.enter(Phase::Complete, effects);
+            self.finish(Ending::Completed, effects);
+        }
+    }
+
+    fn lost(&mut self, reason: String, effects: &mut Vec<SourceEffect>) {
+        if self.finished {
+            return;
+        }
+        effects.push(SourceEffect::Record(Event::Failed { reason: reason.clone() }));
+        match self.phase {
+            Phase::Setup | Phase::Push | Phase::Switchover => self.abort(reason, effects),
+            Phase::Pull if !self.resumed => self.finish(Ending::Undecided { reason }, effects),
+            Phase::Pull | Phase::Complete | Phase::Aborted => {
+                let nothing_left = self.memory_rest == Rest::CarryOver && self.disk_rest == Rest::CarryOver;
+                self.finish(if nothing_left { Ending::Completed } else { Ending::Lost { reason } }, effects);
+            }
+        }
+    }
+
+    fn abort(&mut self, reason: String, effects: &mut Vec<SourceEffect>) {
+        if self.phase == Phase::Switchover {
+            effects.push(SourceEffect::Resume);
+        }
+        if self.throttle_share > 0.0 {
+            effects.push(SourceEffect::Throttle(0.0));
+        }
+        effects.push(SourceEffect::Say(Message::Abort { reason: reason.clone() }));
+        self.enter(Phase::Aborted, effects);
+        self.finish(Ending::Aborted { reason }, effects);
+    }
+
+    fn finish(&mut self, ending: Ending, effects: &mut Vec<SourceEffect>) {
+        self.finished = true;
+        effects.push(SourceEffect::Finish(ending));
+    }
+}
+
+fn record(moment: Moment) -> SourceEffect {
+    SourceEffect::Record(Event::Moment { moment })
+}
+
+/// How far a migration is, for a display.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Progress {
+    /// The phase.
+    pub phase: Phase,
+    /// Payload bytes of memory sent.
+    pub memory_bytes: u64,
+    /// Payload bytes of the disk sent.
+    pub disk_bytes: u64,
+    /// Bytes that the destination still lacks, as far as is known.
+    pub remaining_bytes: u64,
+    /// Rounds of memory that have ended.
+    pub round: u64,
+    /// The dirty page rate of the last round, in bytes a second.
+    pub dirty_bytes_per_s: Option<f64>,
+    /// The bandwidth achieved lately.
+    pub bandwidth_bytes_per_s: Option<f64>,
+    /// The downtime predicted at the last round's end.
+    pub predicted_downtime_ns: Option<u64>,
+}

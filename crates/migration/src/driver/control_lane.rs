@@ -1,0 +1,85 @@
+//! The control connection of a move: messages of the cores, and before them the comparison of clocks.
+
+use super::DriverError;
+use crate::report::ClockOffset;
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use whimbrel_model::Nanos;
+use whimbrel_wire::clock::{Sample, estimate, now};
+use whimbrel_wire::codec::{read_frame, write_frame};
+use whimbrel_wire::message::Spoken;
+use whimbrel_wire::{LinkStream, Message};
+
+/// Exchanges from which the clocks' offset is estimated: the one with the shortest round trip counts.
+const EXCHANGES: u32 = 16;
+
+/// What is said before the cores begin.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "prelude", rename_all = "snake_case", deny_unknown_fields)]
+enum Prelude {
+    /// The source's clock is read, and then the destination's.
+    Clock { t0: Nanos },
+    /// The answer.
+    ClockWas { t1: Nanos, t2: Nanos },
+    /// The source has armed its logs and asks whether the destination is ready too.
+    Ready {},
+}
+
+/// Says a message; control passes what waits on the link.
+///
+/// # Errors
+/// The link failed.
+pub(super) fn say(mut stream: &LinkStream, message: &Message) -> Result<(), DriverError> {
+    let (spoken, attachments) = message.to_parts()?;
+    Ok(write_frame(&mut stream, &spoken, &attachments)?)
+}
+
+/// Hears the next message, for a guest of so many pages and blocks.
+///
+/// # Errors
+/// The link failed, or what came is no message.
+pub(super) fn hear(stream: &mut impl Read, pages: u64, blocks: Option<u64>) -> Result<Message, DriverError> {
+    let (spoken, attachments) = read_frame::<Spoken>(stream)?;
+    Ok(Message::from_parts(spoken, attachments, pages, blocks)?)
+}
+
+/// The source's half of the prelude: the offset of the destination's clock, and its word that it is ready.
+///
+/// # Errors
+/// The link failed, or the other side doesn't keep to the prelude.
+pub(super) fn begin_as_source(mut stream: &LinkStream) -> Result<Option<ClockOffset>, DriverError> {
+    let mut samples = Vec::new();
+    for _ in 0..EXCHANGES {
+        let t0 = now();
+        write_frame(&mut stream, &Prelude::Clock { t0 }, &[])?;
+        match read_frame(&mut stream)? {
+            (Prelude::ClockWas { t1, t2 }, _) => samples.push(Sample { t0, t1, t2, t3: now() }),
+            (other, _) => return Err(DriverError::Protocol(format!("{other:?} while clocks are compared"))),
+        }
+    }
+    write_frame(&mut stream, &Prelude::Ready {}, &[])?;
+    match read_frame(&mut stream)? {
+        (Prelude::Ready {}, _) => {}
+        (other, _) => return Err(DriverError::Protocol(format!("{other:?} instead of being ready"))),
+    }
+    Ok(estimate(&samples).map(|o| ClockOffset { offset_ns: o.offset_ns, error_ns: o.error_ns }))
+}
+
+/// The destination's half of the prelude.
+///
+/// # Errors
+/// As for the source's half.
+pub(super) fn begin_as_destination(mut stream: &LinkStream) -> Result<(), DriverError> {
+    loop {
+        match read_frame(&mut stream)?.0 {
+            Prelude::Clock { .. } => {
+                let t1 = now();
+                write_frame(&mut stream, &Prelude::ClockWas { t1, t2: now() }, &[])?;
+            }
+            Prelude::Ready {} => return Ok(write_frame(&mut stream, &Prelude::Ready {}, &[])?),
+            other @ Prelude::ClockWas { .. } => {
+                return Err(DriverError::Protocol(format!("{other:?} while clocks are compared")));
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The destination's driver: one thread owns the core; lanes and listeners feed it.
+
+use super::control_lane::{begin_as_destination, hear, say};
+use super::disk_lane::{Pulled, Puller, serve_pushes};
+use super::memory_lane::{Arrival, LaneReceiver};
+use super::setup::Connections;
+use super::watch::WorkWatch;
+use super::{DriverError, in_words};
+use crate::core::{DestinationCore, DestinationEffect, DestinationInput, Ending};
+use crate::recorder::Recorder;
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use whimbrel_disk::Volume;
+use whimbrel_machine::Machine;
+use whimbrel_memory::{MissingPages, Part};
+use whimbrel_model::{Block, Event, Extent, Family, Page, UnitSet};
+use whimbrel_wire::page_frames::Frame;
+use whimbrel_wire::{AsyncLinkStream, Class, LinkStream, Severer, clock};
+
+/// How often the guest is asked whether it has failed.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What the destination needs to take a guest in.
+pub struct DestinationParts {
+    /// The machine that waits for the guest.
+    pub machine: Arc<dyn Machine>,
+    /// Its disk.
+    pub volume: Option<Arc<Volume>>,
+    /// The streams from the source.
+    pub connections: Connections,
+    /// Where events go.
+    pub recorder: Recorder,
+    /// Where NBD runs.
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// How a move ended at the destination.
+pub struct Arrived {
+    /// How.
+    pub ending: Ending,
+    /// Whether the source had said that the guest runs here.
+    pub handed_over: bool,
+    /// Reads the guest's progress as long as it is kept.
+    pub watch: Option<WorkWatch>,
+}
+
+/// Takes a guest in. Returns when the move has ended on this host.
+///
+/// # Errors
+/// Setup failed; nothing has run here.
+pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> {
+    let DestinationParts { machine, volume, connections, recorder, runtime } = parts;
+    volume.iter().for_each(|v| v.begin_receive());
+    begin_as_destination(&connections.control)?;
+    let Connections { control, push, demand, disk_push, disk_pull } = connections;
+    let (inputs, received) = channel();
+    let missing: Arc<OnceLock<Arc<MissingPages>>> = Arc::default();
+    let (pages, blocks) = (machine.ram().pages(), volume.as_ref().map(|v| v.blocks()));
+    let sever = [control.severer(), push.severer(), demand.severer()];
+    let wants = Arc::clone(&demand);
+    for stream in [push, demand] {
+        let lane = LaneReceiver { ram: Arc::clone(machine.ram()), stream, missing: Arc::clone(&missing) };
+        let (inputs, recorder) = (inputs.clone(), recorder.clone());
+        spawn(&inputs.clone(), move || lane.run(&|arrival| hear_arrival(arrival, &inputs, &recorder)));
+    }
+    let hearing = Arc::clone(&control);
+    let to_core = inputs.clone();
+    spawn(&inputs, move || hear_messages(&hearing, pages, blocks, &to_core));
+    if let (Some(volume), Some(stream)) = (&volume, disk_push) {
+        let news = DiskNews { inputs: inputs.clone(), recorder: recorder.clone() };
+        let failed = news.clone();
+        let serving = serve_pushes(stream, Arc::clone(volume), move |_, waited| news.arrived(waited, true));
+        runtime.spawn(async move {
+            if let Err(error) = serving.await {
+                failed.failed(error);
+            }
+        });
+    }
+    let mut destination = Destination {
+        core: DestinationCore::new(),
+        machine,
+        volume,
+        recorder,
+        runtime,
+        control,
+        wants,
+        disk_pull,
+        missing,
+        inputs,
+        watch: None,
+        ending: None,
+    };
+    let ending = destination.run(&received);
+    destination.leave(&ending);
+    if !matches!(ending, Ending::Completed) {
+        sever.iter().for_each(Severer::sever);
+    }
+    Ok(Arrived { ending, handed_over: destination.core.was_handed_over(), watch: destination.watch })
+}
+
+/// Starts a thread whose failure ends the move.
+fn spawn(inputs: &Sender<DestinationInput>, work: impl FnOnce() -> Result<(), DriverError> + Send + 'static) {
+    let inputs = inputs.clone();
+    std::thread::spawn(move || {
+        if let Err(error) = work() {
+            // Nobody listens once the move has ended.
+            let _ = inputs.send(DestinationInput::Lost(in_words(&error)));
+        }
+    });
+}
+
+fn hear_messages(
+    mut stream: &LinkStream,
+    pages: u64,
+    blocks: Option<u64>,
+    inputs: &Sender<DestinationInput>,
+) -> Result<(), DriverError> {
+    loop {
+        let message = hear(&mut stream, pages, blocks)?;
+        if inputs.send(DestinationInput::Said(message)).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn hear_arrival(arrival: Arrival, inputs: &Sender<DestinationInput>, recorder: &Recorder) {
+    let input = match arrival {
+        Arrival::Barrier => DestinationInput::BarrierArrived,
+        Arrival::Completed { waited, demanded, left } => {
+            for wait in waited {
+                let ns = wait.time.as_nanos() as u64;
+                recorder.record(Event::Fault { family: Family::Memory, ns, in_flight: !demanded });
+            }
+            if left > 0 {
+                return;
+            }
+            DestinationInput::Left { family: Family::Memory, units: left }
+        }
+    };
+    // Nobody listens once the move has ended.
+    let _ = inputs.send(input);
+}
+
+/// Tells the core and the books of what becomes of missing blocks.
+#[derive(Clone)]
+struct DiskNews {
+    inputs: Sender<DestinationInput>,
+    recorder: Recorder,
+}
+
+impl Pulled for DiskNews {
+    fn arrived(&self, waited: &[(u64, u64)], in_flight: bool) {
+        for (_, ns) in waited {
+            self.recorder.record(Event::Fault { family: Family::Disk, ns: *ns, in_flight });
+        }
+    }
+
+    fn whole(&self) {
+        let _ = self.inputs.send(DestinationInput::Left { family: Family::Disk, units: 0 });
+    }
+
+    fn failed(&self, error: DriverError) {
+        let _ = self.inputs.send(DestinationInput::Lost(in_words(&error)));
+    }
+}
+
+/// The core with all that it acts on.
+struct Destination {
+    core: DestinationCore,
+    machine: Arc<dyn Machine>,
+    volume: Option<Arc<Volume>>,
+    recorder: Recorder,
+    runtime: tokio::runtime::Handle,
+    control: Arc<LinkStream>,
+    wants: Arc<LinkStream>,
+    disk_pull: Option<AsyncLinkStream>,
+    missing: Arc<OnceLock<Arc<MissingPages>>>,
+    inputs: Sender<DestinationInput>,
+    watch: Option<WorkWatch>,
+    ending: Option<Ending>,
+}
+
+impl Destination {
+    fn run(&mut self, inputs: &Receiver<DestinationInput>) -> Ending {
+        loop {
+            if let Some(ending) = self.ending.take() {
+                return ending;
+            }
+            match inputs.recv_timeout(LOOK_EVERY) {
+                Ok(input) => self.feed(input),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.feed(DestinationInput::Lost("all lanes have ended".into())),
+            }
+            if let Some(reason) = self.machine.failure() {
+                self.feed(DestinationInput::Lost(format!("the guest failed: {reason}")));
+            }
+        }
+    }
+
+    /// Feeds the core, carries out its wishes, and feeds back what they give at once.
+    fn feed(&mut self, input: DestinationInput) {
+        let mut inputs = VecDeque::from([input]);
+        let mut effects = Vec::new();
+        while let Some(input) = inputs.pop_front() {
+            self.core.on(clock::now(), input, &mut effects);
+            for effect in effects.drain(..) {
+                match self.act(effect) {
+                    Ok(answer) => inputs.extend(answer),
+                    Err(error) => inputs.push_back(DestinationInput::Lost(in_words(&error))),
+                }
+            }
+        }
+    }
+
+    fn act(&mut self, effect: DestinationEffect) -> Result<Option<DestinationInput>, DriverError> {
+        match effect {
+            DestinationEffect::Load { device, missing_pages, missing_blocks } => {
+                self.guard(missing_pages, missing_blocks)?;
+                self.machine.load_state(&device)?;
+                return Ok(Some(DestinationInput::Loaded));
+            }
+            DestinationEffect::Resume => {
+                self.machine.reset_silence();
+                self.machine.run();
+                self.watch = Some(WorkWatch::start(Arc::clone(&self.machine), self.recorder.clone()));
+                return Ok(Some(DestinationInput::Resumed));
+            }
+            DestinationEffect::Say(message) => say(&self.control, &message)?,
+            DestinationEffect::Fetch(pages) => self.fetch(&pages)?,
+            DestinationEffect::Record(event) => self.recorder.record(event),
+            DestinationEffect::Finish(ending) => self.ending = Some(ending),
+        }
+        Ok(None)
+    }
+
+    /// Sees to it that nobody touches what is missing.
+    fn guard(&mut self, pages: UnitSet<Page>, blocks: Option<UnitSet<Block>>) -> Result<(), DriverError> {
+        if !pages.is_empty() {
+            let inputs = self.inputs.clone();
+            let on_fault = move |page, _| drop(inputs.send(DestinationInput::Fault(vec![page])));
+            let guarded = MissingPages::begin(Arc::clone(self.machine.ram()), pages, Box::new(on_fault))?;
+            if self.missing.set(guarded).is_err() {
+                return Err(DriverError::Protocol("the device state came twice".to_owned()));
+            }
+        }
+        match (&self.volume, blocks) {
+            (Some(volume), Some(blocks)) if blocks.is_empty() => volume.begin_visit(),
+            (Some(volume), Some(blocks)) => {
+                let stream = self.disk_pull.take();
+                let stream = stream.ok_or_else(|| DriverError::Protocol("there is no stream for pulls".to_owned()))?;
+                let news = DiskNews { inputs: self.inputs.clone(), recorder: self.recorder.clone() };
+                volume.begin_pull(&blocks, Puller::start(&self.runtime, stream, Arc::clone(volume), news));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Asks for pages on the demand lane.
+    fn fetch(&mut self, pages: &[u64]) -> Result<(), DriverError> {
+        for &page in pages {
+            let want = Frame::Want { pages: Extent { start: page, count: 1 } }.encode();
+            self.wants.admit(want.len() as u64, Class::Urgent);
+            self.machine.ram().send_frames(self.wants.fd(), &[Part::Bytes(&want)])?;
+        }
+        Ok(())
+    }
+
+    /// Ends what serves missing units: in good order, or so that nobody waits for ever.
+    fn leave(&mut self, ending: &Ending) {
+        if let Some(missing) = self.missing.get() {
+            let ended = match ending {
+                Ending::Completed => missing.finish(),
+                _ => missing.abandon().map(drop),
+            };
+            if let Err(error) = ended {
+                self.recorder.record(Event::Failed { reason: in_words(&error) });
+            }
+        }
+        if let (Some(volume), Ending::Lost { reason }) = (&self.volume, ending) {
+            volume.fail_pull(reason);
+        }
+        if matches!(ending, Ending::Lost { .. }) {
+            // What is left of the guest must not run on pages that never came.
+            self.machine.pause();
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The disk's lanes: NBD in both directions over the link. The source writes what its schedule pushes to the
+//! destination's export; the destination reads what its guest needs from the source's.
+
+use super::DriverError;
+use crate::core::Run;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use whimbrel_disk::{Fetch, IncomingExport, OutgoingExport, Volume};
+use whimbrel_model::event::Sent;
+use whimbrel_model::{ByteRate, Extent};
+use whimbrel_nbd::{Client, ClientOptions, Exports, Shutdown, ZeroMode, serve_connection};
+use whimbrel_wire::{AsyncLinkStream, Bucket, Class, clock};
+
+/// The most bytes of one NBD write, so that a demand reply never waits for long behind one.
+const PIECE_BYTES: u64 = 256 << 10;
+
+/// Writes in flight: enough to cover a round trip, little enough to bound the memory.
+const PIECES_IN_FLIGHT: usize = 16;
+
+/// Runs of blocks to be pushed.
+#[derive(Debug)]
+pub(super) struct DiskJob {
+    pub(super) job: u64,
+    pub(super) runs: Vec<Run>,
+    pub(super) limit: Option<ByteRate>,
+}
+
+/// The pushing end.
+pub(super) struct DiskSender {
+    pub(super) volume: Arc<Volume>,
+}
+
+impl DiskSender {
+    /// Works off jobs until their sender is gone. A job counts as sent once the destination has acknowledged all of it.
+    ///
+    /// # Errors
+    /// The link, the destination's disk or this one's failed.
+    pub(super) async fn run(
+        self,
+        stream: AsyncLinkStream,
+        mut jobs: UnboundedReceiver<DiskJob>,
+        sent: impl Fn(u64, Sent),
+    ) -> Result<(), DriverError> {
+        let client = Client::connect(stream, "", ClientOptions::default()).await?;
+        let slots = Arc::new(Semaphore::new(PIECES_IN_FLIGHT));
+        let limit = Arc::new(Bucket::unlimited());
+        let mut limit_set = None;
+        let mut working: JoinSet<Result<(u64, Sent), DriverError>> = JoinSet::new();
+        loop {
+            tokio::select! {
+                job = jobs.recv() => match job {
+                    None => break,
+                    Some(job) => {
+                        if limit_set != job.limit {
+                            limit_set = job.limit;
+                            limit.set_rate(clock::now(), job.limit);
+                        }
+                        let (client, volume) = (client.clone(), Arc::clone(&self.volume));
+                        working.spawn(push(client, volume, Arc::clone(&slots), Arc::clone(&limit), job));
+                    }
+                },
+                Some(done) = working.join_next() => {
+                    let (job, what) = done.map_err(std::io::Error::other)??;
+                    sent(job, what);
+                }
+            }
+        }
+        client.disconnect().await;
+        Ok(())
+    }
+}
+
+/// Pushes one job's runs; holes go as zeroes without content.
+async fn push(
+    client: Client,
+    volume: Arc<Volume>,
+    slots: Arc<Semaphore>,
+    limit: Arc<Bucket>,
+    job: DiskJob,
+) -> Result<(u64, Sent), DriverError> {
+    let block_bytes = volume.block_bytes();
+    let mut pieces: JoinSet<Result<(), DriverError>> = JoinSet::new();
+    let mut sent = Sent::default();
+    for run in &job.runs {
+        let data = volume.data_extents(run.extent)?;
+        for (extent, is_data) in with_holes(run.extent, &data) {
+            let bytes = if is_data { extent.count * block_bytes } else { 0 };
+            let (units, payload) = if run.again {
+                (&mut sent.again_units, &mut sent.again_bytes)
+            } else {
+                (&mut sent.first_units, &mut sent.first_bytes)
+            };
+            *units += extent.count;
+            *payload += bytes;
+            if is_data {
+                sent.raw_units += extent.count;
+            } else {
+                sent.zero_units += extent.count;
+            }
+            for piece in cut(extent, if is_data { (PIECE_BYTES / block_bytes).max(1) } else { u64::MAX }) {
+                let slot = Arc::clone(&slots).acquire_owned().await.map_err(std::io::Error::other)?;
+                if is_data {
+                    limit.admit_async(piece.count * block_bytes, Class::Bulk).await;
+                }
+                let (client, volume) = (client.clone(), Arc::clone(&volume));
+                pieces.spawn(async move {
+                    let offset = piece.start * block_bytes;
+                    let length = piece.count * block_bytes;
+                    if is_data {
+                        let mut buffer = client.take_buffer(length as usize);
+                        // From the page cache as a rule; where the disk must be waited for, so must the push.
+                        tokio::task::block_in_place(|| volume.read_blocks(piece, &mut buffer))?;
+                        client.write(offset, buffer, false).await?;
+                    } else {
+                        let mode = ZeroMode { may_trim: true, ..ZeroMode::default() };
+                        client.write_zeroes(offset, length, mode).await?;
+                    }
+                    drop(slot);
+                    Ok(())
+                });
+            }
+        }
+    }
+    while let Some(piece) = pieces.join_next().await {
+        piece.map_err(std::io::Error::other)??;
+    }
+    Ok((job.job, sent))
+}
+
+/// The extent in order, cut into data and holes.
+fn with_holes(extent: Extent, data: &[Extent]) -> Vec<(Extent, bool)> {
+    let mut parts = Vec::new();
+    let mut at = extent.start;
+    let hole = |from: u64, to: u64, parts: &mut Vec<(Extent, bool)>| {
+        if from < to {
+            parts.push((Extent { start: from, count: to - from }, false));
+        }
+    };
+    for part in data {
+        hole(at, part.start, &mut parts);
+        parts.push((*part, true));
+        at = part.end();
+    }
+    hole(at, extent.end(), &mut parts);
+    parts
+}
+
+/// The extent in pieces of at most `most` blocks.
+fn cut(extent: Extent, most: u64) -> impl Iterator<Item = Extent> {
+    let mut start = extent.start;
+    std::iter::from_fn(move || {
+        let count = (extent.end() - start).min(most);
+        let piece = Extent { start, count };
+        start += count;
+        (count > 0).then_some(piece)
+    })
+}
+
+/// Serves the source's disk to the destination's pulls; `pulled` hears of what was read.
+pub(super) async fn serve_pulls(
+    stream: AsyncLinkStream,
+    volume: Arc<Volume>,
+    pulled: impl Fn(Extent) + Send + Sync + 'static,
+) {
+    let export = OutgoingExport::new(volume, pulled);
+    let exports = Arc::new(Exports::single(Arc::new(export)));
+    // How the connection ends is told by the control connection.
+    let _ = serve_connection(stream, exports, Shutdown::never()).await;
+}
+
+/// Serves the destination's disk to the source's pushes; `arrived` hears of what the guest had waited for.
+///
+/// # Errors
+/// The connection ended with an error of the protocol or the link.
+pub(super) async fn serve_pushes(
+    stream: AsyncLinkStream,
+    volume: Arc<Volume>,
+    arrived: impl Fn(Extent, &[(u64, u64)]) + Send + Sync + 'static,
+) -> Result<(), DriverError> {
+    let export = IncomingExport::new(volume, arrived);
+    let exports = Arc::new(Exports::single(Arc::new(export)));
+    serve_connection(stream, exports, Shutdown::never()).await?;
+    Ok(())
+}
+
+/// The destination's pulls: requests of the guest go out over NBD, answers go into the volume.
+pub(super) struct Puller {
+    requests: UnboundedSender<u64>,
+    whole: Box<dyn Fn() + Send + Sync>,
+}
+
+/// What is heard of pulls.
+pub(super) trait Pulled: Clone + Send + Sync + 'static {
+    /// Blocks that the guest had waited for were stored, with the nanoseconds that each wait took; `in_flight`: by a push
+    /// that overtook the fetch.
+    fn arrived(&self, waited: &[(u64, u64)], in_flight: bool);
+    /// Nothing is missing any more.
+    fn whole(&self);
+    /// A pull failed: the guest can't have its block.
+    fn failed(&self, error: DriverError);
+}
+
+impl Puller {
+    /// Connects to the source's export and answers requests until this is dropped.
+    pub(super) fn start(
+        runtime: &tokio::runtime::Handle,
+        stream: AsyncLinkStream,
+        volume: Arc<Volume>,
+        news: impl Pulled,
+    ) -> Arc<Self> {
+        let (requests, wanted) = unbounded_channel();
+        let told = news.clone();
+        runtime.spawn(async move {
+            if let Err(error) = pull(stream, volume, wanted, news.clone()).await {
+                news.failed(error);
+            }
+        });
+        Arc::new(Puller { requests, whole: Box::new(move || told.whole()) })
+    }
+}
+
+impl Fetch for Puller {
+    fn fetch(&self, block: u64) {
+        // Whoever ended the pulling has failed the volume's waits too.
+        let _ = self.requests.send(block);
+    }
+
+    fn whole(&self) {
+        (self.whole)();
+    }
+}
+
+async fn pull(
+    stream: AsyncLinkStream,
+    volume: Arc<Volume>,
+    mut wanted: UnboundedReceiver<u64>,
+    news: impl Pulled,
+) -> Result<(), DriverError> {
+    let client = Client::connect(stream, "", ClientOptions::default()).await?;
+    let block_bytes = volume.block_bytes();
+    while let Some(block) = wanted.recv().await {
+        let (client, volume, news) = (client.clone(), Arc::clone(&volume), news.clone());
+        tokio::spawn(async move {
+            let arrival = async {
+                let data = client.read(block * block_bytes, block_bytes as usize).await?;
+                let extent = Extent { start: block, count: 1 };
+                let waited = tokio::task::block_in_place(|| volume.arrive(extent, &data))?;
+                client.give_buffer(data);
+                Ok::<_, DriverError>(waited)
+            };
+            match arrival.await {
+                Ok(waited) => news.arrived(&waited, false),
+                Err(error) => news.failed(error),
+            }
+        });
+    }
+    client.disconnect().await;
+    Ok(())
+}

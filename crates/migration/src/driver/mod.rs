@@ -1,0 +1,68 @@
+//! The driver of threads and sockets: carries out what the cores want, on real machines and over real links.
+//!
+//! Five connections make one move, all opened by the source and all through its link:
+//!
+//! | role | carries | by |
+//! |---|---|---|
+//! | control | [`whimbrel_wire::Message`] both ways | a thread each way |
+//! | push | pages, in the order of the schedule | a thread at each end |
+//! | demand | requests for pages one way, pages the other | a thread at each end and way |
+//! | disk push | NBD: the source writes to the destination's export | tokio |
+//! | disk pull | NBD: the destination reads from the source's export | tokio |
+//!
+//! The memory lanes run on threads of their own because they read and write guest RAM by vectored calls on blocking
+//! sockets: no copy in user space, which an asynchronous stream can't offer.
+
+mod control_lane;
+mod destination;
+mod disk_lane;
+mod memory_lane;
+mod setup;
+mod source;
+mod watch;
+
+pub use destination::{Arrived, DestinationParts, run_destination};
+pub use setup::{Connections, accept_roles, connect_roles};
+pub use source::{SourceParts, run_source};
+pub use watch::WorkWatch;
+
+/// Why a host can't go on with a move.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The link failed or the other side broke the protocol.
+    #[error(transparent)]
+    Wire(#[from] whimbrel_wire::WireError),
+    /// The link or a file failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// The disk's connection failed.
+    #[error(transparent)]
+    Nbd(#[from] whimbrel_nbd::NbdError),
+    /// Guest RAM, its dirty log or its faults failed.
+    #[error(transparent)]
+    Memory(#[from] whimbrel_memory::MemoryError),
+    /// An encoded page does not decode.
+    #[error(transparent)]
+    Decode(#[from] whimbrel_memory::DecodeError),
+    /// The device state is not one of this machine.
+    #[error(transparent)]
+    Machine(#[from] whimbrel_machine::MachineError),
+    /// The other side did what the protocol excludes.
+    #[error("the other host broke the protocol: {0}")]
+    Protocol(String),
+}
+
+/// The chain of an error's causes in one line.
+pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,99 @@
+//! The connections of one move: the source opens them all, so that only the destination needs to be reachable.
+
+use super::DriverError;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+use whimbrel_wire::hello::offer;
+use whimbrel_wire::{AsyncLinkStream, Class, Hello, LinkStream, Nic, Role, SessionId, Token};
+
+/// How long the destination waits for the source's connections.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The streams of one move.
+pub struct Connections {
+    /// Messages of the cores.
+    pub control: Arc<LinkStream>,
+    /// Pages in the schedule's order.
+    pub push: Arc<LinkStream>,
+    /// Pages that a vCPU waits for, and the requests for them.
+    pub demand: Arc<LinkStream>,
+    /// NBD from the source to the destination's export; `None`: no disk.
+    pub disk_push: Option<AsyncLinkStream>,
+    /// NBD from the destination to the source's export.
+    pub disk_pull: Option<AsyncLinkStream>,
+}
+
+const PUSH: Role = Role::MemoryPush { lane: 0 };
+const DISK: Role = Role::Disk { disk: 0 };
+const PULL: Role = Role::DiskPull { disk: 0 };
+
+/// What is read and written in a role passes bulk that waits, or is bulk itself.
+fn class_of(role: Role) -> Class {
+    match role {
+        Role::MemoryPush { .. } | Role::Disk { .. } => Class::Bulk,
+        Role::Coordinator | Role::Migration | Role::MemoryDemand | Role::DiskPull { .. } => Class::Urgent,
+    }
+}
+
+/// Opens every connection of a move to the agent at `to`. To be called within tokio's runtime.
+///
+/// # Errors
+/// The agent can't be reached, or refuses.
+pub fn connect_roles(
+    to: SocketAddr,
+    nic: &Nic,
+    session: u64,
+    token: Option<&Token>,
+    has_disk: bool,
+) -> Result<Connections, DriverError> {
+    let open = |role| {
+        let mut stream = LinkStream::connect(to, nic, class_of(role))?;
+        offer(&mut stream, &Hello { role, session: SessionId(session) }, token)?;
+        Ok::<_, DriverError>(stream)
+    };
+    let disk = |role| has_disk.then(|| Ok::<_, DriverError>(open(role)?.into_async()?)).transpose();
+    Ok(Connections {
+        control: Arc::new(open(Role::Migration)?),
+        push: Arc::new(open(PUSH)?),
+        demand: Arc::new(open(Role::MemoryDemand)?),
+        disk_push: disk(DISK)?,
+        disk_pull: disk(PULL)?,
+    })
+}
+
+/// Waits for every connection of a move, as the agent's listener hands them over. To be called within tokio's runtime.
+///
+/// # Errors
+/// Not all of them came in time, or one came twice.
+pub fn accept_roles(
+    coming: &Receiver<(Role, std::net::TcpStream)>,
+    nic: &Nic,
+    has_disk: bool,
+) -> Result<Connections, DriverError> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut streams: Vec<(Role, LinkStream)> = Vec::new();
+    let wanted = if has_disk { 5 } else { 3 };
+    while streams.len() < wanted {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        let (role, tcp) = coming.recv_timeout(wait).map_err(|_| {
+            let what = format!("only {} of {wanted} connections came from the source", streams.len());
+            DriverError::Protocol(what)
+        })?;
+        if streams.iter().any(|(known, _)| *known == role) {
+            return Err(DriverError::Protocol(format!("the connection for {role:?} came twice")));
+        }
+        streams.push((role, LinkStream::over(tcp, nic, class_of(role))?));
+    }
+    let mut take = |role| {
+        let at = streams.iter().position(|(known, _)| *known == role);
+        let missing = || DriverError::Protocol(format!("the connection for {role:?} is missing"));
+        at.map(|at| streams.swap_remove(at).1).ok_or_else(missing)
+    };
+    let control = Arc::new(take(Role::Migration)?);
+    let push = Arc::new(take(PUSH)?);
+    let demand = Arc::new(take(Role::MemoryDemand)?);
+    let mut disk = |role| has_disk.then(|| Ok::<_, DriverError>(take(role)?.into_async()?)).transpose();
+    Ok(Connections { control, push, demand, disk_push: disk(DISK)?, disk_pull: disk(PULL)? })
+}

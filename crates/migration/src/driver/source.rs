@@ -1,0 +1,334 @@
+//! The source's driver: one thread owns the core; lanes and listeners feed it.
+
+use super::control_lane::{begin_as_source, hear, say};
+use super::disk_lane::{DiskJob, DiskSender, serve_pulls};
+use super::memory_lane::{LaneJob, LaneSender};
+use super::setup::Connections;
+use super::watch::WorkWatch;
+use super::{DriverError, in_words};
+use crate::commands::MoveSpec;
+use crate::core::{Ending, Limits, Progress, SourceCore, SourceEffect, SourceInput, SourcePlan, Written};
+use crate::recorder::Recorder;
+use crate::report::ClockOffset;
+use std::collections::VecDeque;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+use whimbrel_disk::{BuildContext as DiskContext, Volume};
+use whimbrel_machine::Machine;
+use whimbrel_memory::{BuildContext, DirtyLog, EncodeChain};
+use whimbrel_model::{Block, Event, Family, Moment, Nanos, Observe, UnitSet};
+use whimbrel_wire::page_frames::{Frame, HEADER_BYTES};
+use whimbrel_wire::{Class, LinkStream, Severer, clock};
+
+/// What of a downtime doesn't depend on bytes, where nothing is known yet: the pause and two round trips on a fast link.
+const FIXED_COST: Nanos = Nanos(3_000_000);
+
+/// Between two reports of progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// How long listeners may take to see the other side's end before the link is cut.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What the source needs to move a guest.
+pub struct SourceParts<'a> {
+    /// The guest that runs here.
+    pub machine: Arc<dyn Machine>,
+    /// Its disk.
+    pub volume: Option<Arc<Volume>>,
+    /// What the destination lacks of the disk.
+    pub missing_blocks: Option<UnitSet<Block>>,
+    /// The move.
+    pub movement: &'a MoveSpec,
+    /// The guest's seed, from which orders are drawn.
+    pub seed: u64,
+    /// The streams to the destination.
+    pub connections: Connections,
+    /// The log of the guest's writes to memory.
+    pub log: Box<dyn DirtyLog>,
+    /// Where events go.
+    pub recorder: Recorder,
+    /// When the command was accepted.
+    pub requested: Nanos,
+    /// Where NBD runs.
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// Moves the guest away. Returns when the move has ended on this host; the guest then runs here
+/// ([`Ending::Aborted`]), or is frozen for good or until the hosts meet ([`Ending::Undecided`]).
+///
+/// # Errors
+/// Setup failed; the guest runs on as if nothing had been.
+pub fn run_source(
+    parts: SourceParts<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Ending, Option<ClockOffset>), DriverError> {
+    let SourceParts { machine, volume, missing_blocks, movement, seed, connections, mut log, recorder, .. } = parts;
+    log.arm()?;
+    if let Some(volume) = &volume {
+        volume.arm();
+    }
+    let clock = begin_as_source(&connections.control)?;
+    let pages = machine.ram().pages();
+    let memory = movement.memory.build(&BuildContext { pages, seed });
+    let mut plan = SourcePlan {
+        requested: parts.requested,
+        missing_pages: UnitSet::full(pages),
+        memory,
+        disk: volume.as_ref().zip(missing_blocks).map(|(volume, missing)| {
+            let block_bytes = volume.block_bytes();
+            let context = DiskContext { blocks: volume.blocks(), block_bytes, seed };
+            (missing, block_bytes, movement.disk.build(&context))
+        }),
+        limits: Limits { fixed_cost: Nanos(FIXED_COST.0 + 4 * movement.link.delay_ns) },
+    };
+    let encode = std::mem::take(&mut plan.memory.encode);
+    let demand_encode = movement.memory.build(&BuildContext { pages, seed }).encode;
+    let (inputs, received) = channel();
+    let lanes = Lanes::start(&machine, &volume, connections, encode, demand_encode, &inputs, &parts.runtime)?;
+    let _watch = WorkWatch::start(Arc::clone(&machine), recorder.clone());
+    let mut source =
+        Source { core: SourceCore::new(plan), machine, volume, log, recorder, lanes, timer: None, ending: None };
+    source.feed(SourceInput::Start);
+    let ending = source.run(&received, progress);
+    source.leave(&ending);
+    Ok((ending, clock))
+}
+
+/// The threads and tasks that move bytes, and how to reach them.
+struct Lanes {
+    control: Arc<LinkStream>,
+    push: Option<Sender<LaneJob>>,
+    demand: Option<Sender<LaneJob>>,
+    disk: Option<UnboundedSender<DiskJob>>,
+    sever: Vec<Severer>,
+    running: Receiver<()>,
+    barriers: u64,
+}
+
+impl Lanes {
+    fn start(
+        machine: &Arc<dyn Machine>,
+        volume: &Option<Arc<Volume>>,
+        connections: Connections,
+        encode: EncodeChain,
+        demand_encode: EncodeChain,
+        inputs: &Sender<SourceInput>,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Self, DriverError> {
+        let Connections { control, push, demand, disk_push, disk_pull } = connections;
+        let ram = machine.ram();
+        let (pages, blocks) = (ram.pages(), volume.as_ref().map(|v| v.blocks()));
+        let sever = vec![control.severer(), push.severer(), demand.severer()];
+        let (alive, running) = channel();
+        let (push_jobs, jobs) = channel();
+        let sender = LaneSender::new(Arc::clone(ram), push, encode, Class::Bulk);
+        spawn(inputs, &alive, move |sent| sender.run(&jobs, sent));
+        let (demand_jobs, jobs) = channel();
+        let wants = Arc::clone(&demand);
+        let sender = LaneSender::new(Arc::clone(ram), demand, demand_encode, Class::Urgent);
+        spawn(inputs, &alive, move |sent| sender.run(&jobs, sent));
+        let to_core = inputs.clone();
+        spawn(inputs, &alive, move |_| hear_wants(&wants, pages, &to_core));
+        let (hearing, to_core) = (Arc::clone(&control), inputs.clone());
+        spawn(inputs, &alive, move |_| hear_messages(&hearing, pages, blocks, &to_core));
+        let mut disk = None;
+        if let (Some(volume), Some(to_push), Some(to_pull)) = (volume, disk_push, disk_pull) {
+            let (jobs, to_do) = tokio::sync::mpsc::unbounded_channel();
+            disk = Some(jobs);
+            let (to_core, told) = (inputs.clone(), inputs.clone());
+            let sender = DiskSender { volume: Arc::clone(volume) };
+            runtime.spawn(async move {
+                let sent = |job, sent| drop(told.send(SourceInput::Sent { family: Family::Disk, job, sent }));
+                if let Err(error) = sender.run(to_push, to_do, sent).await {
+                    let _ = to_core.send(SourceInput::Lost(in_words(&error)));
+                }
+            });
+            let told = inputs.clone();
+            runtime.spawn(serve_pulls(to_pull, Arc::clone(volume), move |extent| {
+                let _ = told.send(SourceInput::Pulled(extent));
+            }));
+        }
+        let (push, demand) = (Some(push_jobs), Some(demand_jobs));
+        Ok(Lanes { control, push, demand, disk, sever, running, barriers: 0 })
+    }
+
+    /// Lets every thread end: by the ends of their work, or, if the other side doesn't see to it, by force.
+    fn end(&mut self, by_force: bool) {
+        self.push = None;
+        self.demand = None;
+        self.disk = None;
+        if by_force || self.running.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+            self.sever.iter().for_each(Severer::sever);
+        }
+    }
+}
+
+/// Starts a thread whose failure ends the move. It holds `alive` as long as it runs.
+fn spawn(
+    inputs: &Sender<SourceInput>,
+    alive: &Sender<()>,
+    work: impl FnOnce(&dyn Fn(u64, whimbrel_model::event::Sent)) -> Result<(), DriverError> + Send + 'static,
+) {
+    let (inputs, alive) = (inputs.clone(), alive.clone());
+    std::thread::spawn(move || {
+        let sent = |job, sent| drop(inputs.send(SourceInput::Sent { family: Family::Memory, job, sent }));
+        if let Err(error) = work(&sent) {
+            // Nobody listens once the move has ended.
+            let _ = inputs.send(SourceInput::Lost(in_words(&error)));
+        }
+        drop(alive);
+    });
+}
+
+/// Hears requests for pages until the lane ends.
+fn hear_wants(mut stream: &LinkStream, pages: u64, inputs: &Sender<SourceInput>) -> Result<(), DriverError> {
+    let mut header = [0; HEADER_BYTES];
+    loop {
+        stream.read_exact(&mut header)?;
+        match Frame::decode(&header, pages)? {
+            Frame::Want { pages } => drop(inputs.send(SourceInput::Fetch(pages.indices().collect()))),
+            Frame::End => return Ok(()),
+            other => return Err(DriverError::Protocol(format!("{other:?} where requests for pages are expected"))),
+        }
+    }
+}
+
+fn hear_messages(
+    mut stream: &LinkStream,
+    pages: u64,
+    blocks: Option<u64>,
+    inputs: &Sender<SourceInput>,
+) -> Result<(), DriverError> {
+    loop {
+        let message = hear(&mut stream, pages, blocks)?;
+        if inputs.send(SourceInput::Said(message)).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// The core with all that it acts on.
+struct Source {
+    core: SourceCore,
+    machine: Arc<dyn Machine>,
+    volume: Option<Arc<Volume>>,
+    log: Box<dyn DirtyLog>,
+    recorder: Recorder,
+    lanes: Lanes,
+    timer: Option<Nanos>,
+    ending: Option<Ending>,
+}
+
+impl Source {
+    fn run(&mut self, inputs: &Receiver<SourceInput>, progress: &mut dyn FnMut(Progress)) -> Ending {
+        let mut shown = clock::now();
+        loop {
+            if let Some(ending) = self.ending.take() {
+                return ending;
+            }
+            let wait = match self.timer {
+                Some(at) => Duration::from(at.since(clock::now())).min(PROGRESS_EVERY),
+                None => PROGRESS_EVERY,
+            };
+            match inputs.recv_timeout(wait) {
+                Ok(input) => self.feed(input),
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.timer.is_some_and(|at| at <= clock::now()) {
+                        self.timer = None;
+                        self.feed(SourceInput::Timer);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => self.feed(SourceInput::Lost("all lanes have ended".to_owned())),
+            }
+            if let Some(reason) = self.machine.failure() {
+                self.feed(SourceInput::Lost(format!("the guest failed: {reason}")));
+            }
+            if clock::now().since(shown) >= Nanos::from(PROGRESS_EVERY) {
+                shown = clock::now();
+                progress(self.core.progress());
+            }
+        }
+    }
+
+    /// Feeds the core, carries out its wishes, and feeds back what they give at once.
+    fn feed(&mut self, input: SourceInput) {
+        let mut inputs = VecDeque::from([input]);
+        let mut effects = Vec::new();
+        while let Some(input) = inputs.pop_front() {
+            self.core.on(clock::now(), input, &mut effects);
+            for effect in effects.drain(..) {
+                match self.act(effect) {
+                    Ok(answer) => inputs.extend(answer),
+                    Err(error) => inputs.push_back(SourceInput::Lost(in_words(&error))),
+                }
+            }
+        }
+    }
+
+    fn act(&mut self, effect: SourceEffect) -> Result<Option<SourceInput>, DriverError> {
+        match effect {
+            SourceEffect::Send { family: Family::Memory, job, runs, limit, demanded } => {
+                let lane = if demanded { &self.lanes.demand } else { &self.lanes.push };
+                // A lane that is gone has told of it itself.
+                lane.iter().for_each(|l| _ = l.send(LaneJob::Send { job, runs: runs.clone(), limit, demanded }));
+            }
+            SourceEffect::Send { family: Family::Disk, job, runs, limit, .. } => {
+                self.lanes.disk.iter().for_each(|l| _ = l.send(DiskJob { job, runs: runs.clone(), limit }));
+            }
+            SourceEffect::Barrier => {
+                self.lanes.barriers += 1;
+                let barrier = LaneJob::Barrier(self.lanes.barriers);
+                if let Some(push) = &self.lanes.push {
+                    let _ = push.send(barrier);
+                }
+            }
+            SourceEffect::Observe { family, observe } => {
+                let written = self.observe(family, observe)?;
+                return Ok(Some(SourceInput::Observed { observe, written }));
+            }
+            SourceEffect::Pause => {
+                let paused = self.machine.pause();
+                self.recorder.record_at(paused.left, Event::Moment { moment: Moment::Paused });
+                return Ok(Some(SourceInput::Paused { at: paused.left }));
+            }
+            SourceEffect::Drain => {
+                self.machine.drain()?;
+                self.volume.iter().for_each(|v| v.drain());
+                return Ok(Some(SourceInput::Drained));
+            }
+            SourceEffect::SaveState => return Ok(Some(SourceInput::StateSaved(self.machine.save_state()?))),
+            SourceEffect::Resume => self.machine.run(),
+            SourceEffect::Throttle(share) => self.machine.throttle(share),
+            SourceEffect::Say(message) => say(&self.lanes.control, &message)?,
+            SourceEffect::TimerAt(at) => self.timer = Some(at),
+            SourceEffect::Record(event) => self.recorder.record(event),
+            SourceEffect::Finish(ending) => self.ending = Some(ending),
+        }
+        Ok(None)
+    }
+
+    fn observe(&mut self, family: Family, observe: Observe) -> Result<Written, DriverError> {
+        Ok(match (family, &self.volume, observe) {
+            (Family::Memory, _, Observe::Take) => Written::Pages(self.log.take()?),
+            (Family::Memory, _, Observe::Peek) => Written::Pages(self.log.peek()?),
+            (Family::Disk, Some(volume), Observe::Take) => Written::Blocks(volume.take()),
+            (Family::Disk, Some(volume), Observe::Peek) => Written::Blocks(volume.peek()),
+            (Family::Disk, None, _) => Written::Blocks(UnitSet::empty(0)),
+        })
+    }
+
+    /// Ends the lanes and the logs.
+    fn leave(&mut self, ending: &Ending) {
+        self.lanes.end(!matches!(ending, Ending::Completed));
+        // The guest's speed matters again where it runs on; a log that can't be disarmed costs only that.
+        if let Err(error) = self.log.disarm() {
+            self.recorder.record(Event::Failed { reason: in_words(&error) });
+        }
+        self.volume.iter().for_each(|v| v.disarm());
+        let silence = self.machine.silence();
+        self.recorder.record(Event::Silence { longest_ns: silence.longest_ns, edge: silence.last_beats });
+    }
+}

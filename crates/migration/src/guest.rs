@@ -1,0 +1,232 @@
+//! A guest as a host holds it: RAM, disk, machine, and what the twin check needs of it.
+
+use crate::commands::{DiskSpec, GuestSpec};
+use crate::driver::DriverError;
+use crate::report::{ControlRun, WorkSample};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use whimbrel_disk::{GuestDisk, Volume};
+use whimbrel_machine::twin::ReadDisk;
+use whimbrel_machine::{MACHINES, Machine, MachineSetup, Twin, TwinSetup, Verification, fill_disk, fill_ram};
+use whimbrel_memory::dirty_logs::DIRTY_LOGS;
+use whimbrel_memory::{DirtyLog, GuestRam};
+use whimbrel_model::op::SECTOR_BYTES;
+use whimbrel_model::stream::Shape;
+use whimbrel_model::{Nanos, PAGE_BYTES};
+use whimbrel_wire::clock;
+use whimbrel_workloads::BuildContext;
+
+/// Between two readings of a control run.
+const SAMPLE_EVERY: Duration = Duration::from_millis(10);
+
+/// The interval in which a control run's distinct dirty pages are counted.
+const DIRTY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// RAM of earlier guests, to be used again: the first touch of fresh memory is slow.
+#[derive(Debug, Default)]
+pub(crate) struct RamPool(Mutex<Vec<Arc<GuestRam>>>);
+
+impl RamPool {
+    fn take(&self, bytes: u64) -> Result<Arc<GuestRam>, DriverError> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = kept.iter().position(|ram| ram.pages() * PAGE_BYTES == bytes) {
+            return Ok(kept.swap_remove(at));
+        }
+        // RAM of another size is of no use to this run of cells.
+        kept.clear();
+        drop(kept);
+        let ram = GuestRam::create(bytes)?;
+        ram.populate()?;
+        Ok(ram)
+    }
+
+    fn give(&self, ram: Arc<GuestRam>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(ram);
+    }
+}
+
+/// A guest on this host.
+pub(crate) struct Guest {
+    pub(crate) spec: GuestSpec,
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) volume: Option<Arc<Volume>>,
+    ram: Arc<GuestRam>,
+    pool: Arc<RamPool>,
+    image: Option<PathBuf>,
+    twin: Option<Twin>,
+}
+
+impl Guest {
+    /// Reserves a guest's RAM, disk and machine; nothing is filled.
+    ///
+    /// # Errors
+    /// The host lacks what is needed, or the workload doesn't fit the guest.
+    pub(crate) fn reserve(spec: GuestSpec, pool: &Arc<RamPool>, directory: &Path) -> Result<Self, DriverError> {
+        let ram = pool.take(spec.ram_bytes)?;
+        let mut image = None;
+        let volume = match spec.disk {
+            Some(disk) => {
+                let path = image_path(directory, &spec.name);
+                let volume = Volume::create(&path, disk.bytes, disk.block_bytes).map_err(other)?;
+                image = Some(path);
+                Some(Arc::new(volume))
+            }
+            None => None,
+        };
+        let machine = build_machine(&spec, &ram, &volume)?;
+        Ok(Guest { spec, machine, volume, ram, pool: Arc::clone(pool), image, twin: None })
+    }
+
+    /// Fills RAM and disk with what the guest holds before operation 0.
+    ///
+    /// # Errors
+    /// The host's disk failed.
+    pub(crate) fn fill(&self) -> Result<(), DriverError> {
+        let (content, seed) = (self.spec.workload.content(), self.spec.seed);
+        fill_ram(&self.ram, self.ram.pages(), content, seed);
+        if let (Some(volume), Some(disk)) = (&self.volume, self.spec.disk) {
+            fill_disk(disk.filled_bytes, content, seed, |offset, data| volume.receive(offset, data))?;
+        }
+        Ok(())
+    }
+
+    /// Makes ready for the guest's return: RAM and disk stay as they are, the machine starts anew.
+    ///
+    /// # Errors
+    /// As [`Guest::reserve`].
+    pub(crate) fn expect_return(&mut self) -> Result<(), DriverError> {
+        self.machine.stop();
+        self.machine = build_machine(&self.spec, &self.ram, &self.volume)?;
+        Ok(())
+    }
+
+    /// A dirty log over the guest's RAM.
+    ///
+    /// # Errors
+    /// The kernel lacks what it needs.
+    pub(crate) fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, DriverError> {
+        Ok((DIRTY_LOGS.entries[0].build)(&self.ram)?)
+    }
+
+    /// Runs the guest for a time from operation 0 without any migration.
+    ///
+    /// # Errors
+    /// The guest's disk or the dirty log failed.
+    pub(crate) fn control(&self, time: Duration) -> Result<(ControlRun, Option<(u64, u64)>), DriverError> {
+        let mut work = Vec::new();
+        self.machine.reset_silence();
+        self.machine.run();
+        let start = clock::now();
+        let end = start.plus(Nanos::from(time));
+        let mut next = start;
+        while next <= end {
+            clock::sleep_until(next);
+            let (at, progress) = (clock::now(), self.machine.progress());
+            work.push(WorkSample { at_ns: at.since(start).0, units: progress.units, operations: progress.operations });
+            next = next.plus(Nanos::from(SAMPLE_EVERY)).max(at);
+        }
+        let silence = self.machine.silence();
+        // Only now: the log's faults cost the guest time.
+        let mut log = self.dirty_log()?;
+        log.arm()?;
+        let armed = clock::now();
+        clock::sleep_until(armed.plus(Nanos::from(DIRTY_INTERVAL)));
+        let dirtied = log.take()?.count();
+        let interval = clock::now().since(armed).0;
+        log.disarm()?;
+        self.machine.pause();
+        if let Some(reason) = self.machine.failure() {
+            return Err(other(std::io::Error::other(reason)));
+        }
+        let control = ControlRun { work, longest_silence_ns: Some(silence.longest_ns) };
+        Ok((control, Some((dirtied, interval))))
+    }
+
+    /// Compares the paused guest with its twin, which executes the same operations.
+    ///
+    /// # Errors
+    /// The guest isn't paused, or its disk can't be read.
+    pub(crate) fn verify(&mut self, of: &str) -> Result<Verification, DriverError> {
+        let state = self.machine.save_state()?;
+        let mut twin = match self.twin.take() {
+            Some(twin) => twin,
+            None => Twin::new(self.twin_setup()?)?,
+        };
+        let read = |offset: u64, buffer: &mut [u8]| match &self.volume {
+            Some(volume) => volume.read(offset, buffer),
+            None => Ok(()),
+        };
+        let disk = self.volume.is_some().then_some(&read as ReadDisk<'_>);
+        let mut verification = twin.check(&state, &self.ram, disk)?;
+        verification.scope = format!("{of}: {}", verification.scope);
+        self.twin = Some(twin);
+        Ok(verification)
+    }
+
+    fn twin_setup(&self) -> Result<TwinSetup, DriverError> {
+        let shape = shape(&self.spec);
+        Ok(TwinSetup {
+            seed: self.spec.seed,
+            content: self.spec.workload.content().clone(),
+            shape,
+            streams: streams(&self.spec, shape)?,
+        })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.machine.stop();
+        self.pool.give(Arc::clone(&self.ram));
+        if let Some(image) = &self.image {
+            // An image that can't be removed is the directory owner's to clear.
+            let _ = std::fs::remove_file(image);
+        }
+    }
+}
+
+/// The guest as its workload sees it.
+fn shape(spec: &GuestSpec) -> Shape {
+    let sectors = |pick: fn(&DiskSpec) -> u64| spec.disk.as_ref().map_or(0, pick) / SECTOR_BYTES;
+    Shape {
+        pages: spec.ram_bytes / PAGE_BYTES,
+        sectors: sectors(|d| d.bytes),
+        filled_sectors: sectors(|d| d.filled_bytes),
+        vcpus: spec.vcpus,
+    }
+}
+
+fn streams(spec: &GuestSpec, shape: Shape) -> Result<Vec<Box<dyn whimbrel_model::Stream>>, DriverError> {
+    spec.workload.build(&BuildContext::new(shape, spec.seed)).map_err(other)
+}
+
+fn build_machine(
+    spec: &GuestSpec,
+    ram: &Arc<GuestRam>,
+    volume: &Option<Arc<Volume>>,
+) -> Result<Arc<dyn Machine>, DriverError> {
+    let shape = shape(spec);
+    let setup = MachineSetup {
+        ram: Arc::clone(ram),
+        disk: volume.clone().map(|v| v as Arc<dyn GuestDisk>),
+        shape,
+        seed: spec.seed,
+        streams: streams(spec, shape)?,
+        pacing: spec.workload.pacing(),
+    };
+    let kind = MACHINES.find(&spec.machine).map_err(other)?;
+    Ok((kind.build)(setup)?)
+}
+
+fn image_path(directory: &Path, name: &str) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
+    directory.join(format!("{name}-{}-{number}.img", std::process::id()))
+}
+
+fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DriverError {
+    DriverError::Io(std::io::Error::other(error))
+}

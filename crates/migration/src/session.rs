@@ -1,0 +1,456 @@
+//! A trial over two hosts, as the coordinator sees it: makes the guest, moves it, decides what is undecided, and has it
+//! judged.
+
+use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
+use crate::core::{Ending, Progress};
+use crate::report::{
+    Alive, ControlRun, Cpu, Energy, Facts, LinkCounters, OfferedFacts, Outcome, Verdict as RowVerdict, Verify,
+};
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+use whimbrel_disk::DiskChoice;
+use whimbrel_machine::{Verdict, Verification};
+use whimbrel_memory::MemoryChoice;
+use whimbrel_model::{Event, Family, Moment, PAGE_BYTES, Recorded};
+use whimbrel_wire::codec::{read_frame, write_frame};
+use whimbrel_wire::hello::offer;
+use whimbrel_wire::{Hello, Role, SessionId, Token, WireError};
+use whimbrel_workloads::BuildContext;
+
+/// Why a trial could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// A host's agent can't be reached or is gone.
+    #[error("the agent of the {host} host ({address})")]
+    Agent {
+        /// Which host.
+        host: &'static str,
+        /// Its agent's address.
+        address: SocketAddr,
+        /// What went wrong.
+        #[source]
+        source: WireError,
+    },
+    /// An agent refused a command.
+    #[error("the {host} host refused: {reason}")]
+    Refused {
+        /// Which host.
+        host: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The two hosts of a run.
+#[derive(Clone, Debug)]
+pub struct Hosts {
+    /// The source's agent, as the coordinator reaches it.
+    pub source: SocketAddr,
+    /// The destination's agent, as the coordinator and the source reach it.
+    pub destination: SocketAddr,
+    /// What the agents want to know.
+    pub token: Option<Token>,
+}
+
+/// One trial: a guest, and how it moves.
+#[derive(Clone, Debug)]
+pub struct TrialPlan {
+    /// The guest.
+    pub guest: GuestSpec,
+    /// How memory moves.
+    pub memory: MemoryChoice,
+    /// How the disk moves.
+    pub disk: DiskChoice,
+    /// The source's side of the link.
+    pub source_link: LinkSpec,
+    /// The destination's side of the link.
+    pub destination_link: LinkSpec,
+    /// How long the guest runs before it moves.
+    pub settle: Duration,
+    /// How long it runs after each move before it is looked at.
+    pub tail: Duration,
+    /// Moves: 2 is there and back.
+    pub trips: u32,
+    /// Whether the twin judges.
+    pub verify: bool,
+}
+
+/// What a control run found.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// The guest's progress.
+    pub run: ControlRun,
+    /// What the workload asks for and did.
+    pub offered: OfferedFacts,
+}
+
+/// One trip of one guest.
+#[derive(Clone, Debug)]
+pub struct Trip {
+    /// Everything that both hosts recorded.
+    pub events: Vec<Recorded>,
+    /// Everything else that the report is made of.
+    pub facts: Facts,
+    /// Blocks that the destination lacked when the move was requested.
+    pub missing_blocks: Option<u64>,
+}
+
+/// A connection to a host's agent.
+struct Agent {
+    host: &'static str,
+    address: SocketAddr,
+    stream: TcpStream,
+}
+
+impl Agent {
+    fn connect(host: &'static str, address: SocketAddr, token: Option<&Token>) -> Result<Self, SessionError> {
+        let open = || {
+            let mut stream = TcpStream::connect(address)?;
+            stream.set_nodelay(true)?;
+            offer(&mut stream, &Hello { role: Role::Coordinator, session: SessionId(0) }, token)?;
+            Ok(stream)
+        };
+        let stream = open().map_err(|source| SessionError::Agent { host, address, source })?;
+        Ok(Agent { host, address, stream })
+    }
+
+    fn ask(&mut self, command: &Command) -> Result<Answer, SessionError> {
+        self.ask_showing(command, &mut |_| {})
+    }
+
+    fn ask_showing(&mut self, command: &Command, progress: &mut dyn FnMut(Progress)) -> Result<Answer, SessionError> {
+        let failed = |source| SessionError::Agent { host: self.host, address: self.address, source };
+        write_frame(&mut self.stream, command, &[]).map_err(failed)?;
+        loop {
+            match read_frame::<Answer>(&mut self.stream).map_err(failed)?.0 {
+                Answer::Progress { progress: how_far } => progress(how_far),
+                Answer::Refused { reason } => return Err(SessionError::Refused { host: self.host, reason }),
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    /// As [`Agent::ask`], where only one kind of answer makes sense.
+    fn expect<T>(&mut self, command: &Command, pick: impl FnOnce(Answer) -> Option<T>) -> Result<T, SessionError> {
+        let answer = self.ask(command)?;
+        let what = format!("{answer:?}");
+        pick(answer).ok_or_else(|| {
+            let malformed = io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer {what:.80}"));
+            SessionError::Agent { host: self.host, address: self.address, source: malformed.into() }
+        })
+    }
+
+    fn done(&mut self, command: &Command) -> Result<(), SessionError> {
+        self.expect(command, |a| matches!(a, Answer::Done {}).then_some(()))
+    }
+}
+
+/// Runs the guest for a time without any migration.
+///
+/// # Errors
+/// The source's agent is gone or refuses.
+pub fn control_run(hosts: &Hosts, guest: &GuestSpec, time: Duration) -> Result<Control, SessionError> {
+    let mut agent = Agent::connect("source", hosts.source, hosts.token.as_ref())?;
+    agent.done(&Command::Create { spec: guest.clone() })?;
+    let command = Command::Control { for_ns: time.as_nanos() as u64 };
+    let (run, dirtied) = agent.expect(&command, |a| match a {
+        Answer::Baseline { control, dirtied } => Some((*control, dirtied)),
+        _ => None,
+    })?;
+    let shape = whimbrel_model::stream::Shape {
+        pages: guest.ram_bytes / PAGE_BYTES,
+        sectors: guest.disk.map_or(0, |d| d.bytes / 512),
+        filled_sectors: guest.disk.map_or(0, |d| d.filled_bytes / 512),
+        vcpus: guest.vcpus,
+    };
+    let asked = guest.workload.offered(&BuildContext::new(shape, guest.seed));
+    let offered = OfferedFacts {
+        write_bytes_per_s: asked.write_bytes_per_s,
+        achieved_bytes_per_s: achieved(&run, guest),
+        unique_dirty_bytes_per_s: dirtied.map(|(pages, ns)| pages as f64 * PAGE_BYTES as f64 * 1e9 / ns.max(1) as f64),
+        interval_ns: dirtied.map(|(_, ns)| ns),
+        working_set_bytes: asked.working_set_bytes,
+    };
+    Ok(Control { run, offered })
+}
+
+/// The rate of page writes in the control run, where the workload's unit of work is a written page.
+fn achieved(run: &ControlRun, guest: &GuestSpec) -> Option<f64> {
+    let (first, last) = (run.work.first()?, run.work.last()?);
+    let ns = last.at_ns.checked_sub(first.at_ns).filter(|ns| *ns > 0)?;
+    (guest.workload.unit() == "pages").then(|| (last.units - first.units) as f64 * PAGE_BYTES as f64 * 1e9 / ns as f64)
+}
+
+/// Makes one trial: all its trips, in order. A trip that fails is a trip too, and the last one.
+///
+/// # Errors
+/// The trial could not begin: an agent is gone or refuses to make the guest.
+pub fn run_trial(
+    hosts: &Hosts,
+    plan: &TrialPlan,
+    control: Option<&Control>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Trip>, SessionError> {
+    let token = hosts.token.as_ref();
+    let mut here = Agent::connect("source", hosts.source, token)?;
+    let mut there = Agent::connect("destination", hosts.destination, token)?;
+    here.done(&Command::Create { spec: plan.guest.clone() })?;
+    here.done(&Command::Run {})?;
+    std::thread::sleep(plan.settle);
+    let mut trips = Vec::new();
+    for trip in 1..=plan.trips.max(1) {
+        let done = Move { plan, control, trip }.make(&mut here, &mut there, progress)?;
+        let completed = done.facts.outcome == Some(Outcome::Completed);
+        trips.push(done);
+        if !completed {
+            break;
+        }
+        std::mem::swap(&mut here, &mut there);
+    }
+    Ok(trips)
+}
+
+/// One move of a trial.
+struct Move<'a> {
+    plan: &'a TrialPlan,
+    control: Option<&'a Control>,
+    trip: u32,
+}
+
+impl Move<'_> {
+    fn make(
+        &self,
+        here: &mut Agent,
+        there: &mut Agent,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Trip, SessionError> {
+        let session = whimbrel_model::rng::derive(self.plan.guest.seed ^ u64::from(std::process::id()), nonce());
+        let links = [self.plan.source_link, self.plan.destination_link];
+        let (out, back) = if self.trip % 2 == 1 { (links[0], links[1]) } else { (links[1], links[0]) };
+        let movement = |link| MoveSpec {
+            session,
+            link,
+            memory: self.plan.memory.clone(),
+            disk: self.plan.disk.clone(),
+            incremental: self.trip > 1,
+        };
+        there.done(&Command::Receive { spec: self.plan.guest.clone(), movement: movement(back) })?;
+        let migrate = Command::Migrate { to: there.address, movement: movement(out) };
+        let ended = |answer| match answer {
+            Answer::Ended { account } => Ok(account),
+            other => Err(format!("{other:?}")),
+        };
+        let left = here.ask_showing(&migrate, progress).map(ended);
+        let left: Result<Box<Account>, String> = left.map_err(|e| in_words(&e)).and_then(|a| a);
+        // A move that didn't get through its setup has nobody at the other end to be waited for.
+        let met = left.as_ref().map_or(true, |a| instant(&a.events, Moment::SetupDone).is_some());
+        let came: Result<Box<Account>, String> = match met {
+            true => there.ask(&Command::Collect {}).map(ended).map_err(|e| in_words(&e)).and_then(|a| a),
+            false => Err("the move never began".to_owned()),
+        };
+        let outcome = self.settle_outcome(here, there, &left, &came);
+        if outcome.0 == Outcome::Completed {
+            std::thread::sleep(self.plan.tail);
+        }
+        let mut trip = self.gather(here, there, &left, &came, outcome, (out, back));
+        if !met {
+            // Whatever became of the guest's place there, it isn't needed.
+            let _ = there.done(&Command::Discard {});
+        }
+        trip.missing_blocks = left.as_ref().ok().and_then(|a| a.missing_blocks);
+        Ok(trip)
+    }
+
+    /// What became of the guest, and why it isn't whole at the destination. Decides what the hosts could not.
+    fn settle_outcome(
+        &self,
+        here: &mut Agent,
+        there: &mut Agent,
+        left: &Result<Box<Account>, String>,
+        came: &Result<Box<Account>, String>,
+    ) -> (Outcome, Option<String>) {
+        let completed = || (Outcome::Completed, None);
+        match (left.as_ref().map(|a| &a.ending), came.as_ref().map(|a| (&a.ending, a.handed_over))) {
+            (Ok(Ending::Completed), Ok((Ending::Completed, _))) => completed(),
+            (Ok(Ending::Aborted { reason }), _) => (Outcome::Aborted, Some(reason.clone())),
+            (Ok(Ending::Lost { .. } | Ending::Undecided { .. }), Ok((Ending::Completed, _))) => completed(),
+            (Ok(Ending::Undecided { reason }), Ok((_, false))) => {
+                // The destination was never told to run the guest, and now never will be.
+                let voided = there.done(&Command::Resolve { run: false });
+                match voided.and_then(|()| here.done(&Command::Resolve { run: true })) {
+                    Ok(()) => (Outcome::Aborted, Some(reason.clone())),
+                    Err(error) => (Outcome::Undecided, Some(format!("{reason}; then {}", in_words(&error)))),
+                }
+            }
+            (Ok(Ending::Undecided { reason }), Err(gone)) => {
+                (Outcome::Undecided, Some(format!("{reason}; the destination doesn't answer: {gone}")))
+            }
+            (Ok(Ending::Completed), Err(gone)) => (Outcome::Lost, Some(format!("after the move: {gone}"))),
+            (Ok(Ending::Completed), Ok((ending, _))) => (Outcome::Lost, Some(format!("{ending:?} at the destination"))),
+            (Ok(Ending::Lost { reason } | Ending::Undecided { reason }), _) => (Outcome::Lost, Some(reason.clone())),
+            (Err(gone), Ok((Ending::Completed, _))) => {
+                (Outcome::Completed, Some(format!("the source is gone: {gone}")))
+            }
+            (Err(gone), _) => (Outcome::Lost, Some(gone.clone())),
+        }
+    }
+
+    fn gather(
+        &self,
+        here: &mut Agent,
+        there: &mut Agent,
+        left: &Result<Box<Account>, String>,
+        came: &Result<Box<Account>, String>,
+        (outcome, reason): (Outcome, Option<String>),
+        (out, back): (LinkSpec, LinkSpec),
+    ) -> Trip {
+        let guest = &self.plan.guest;
+        let mut events: Vec<Recorded> = Vec::new();
+        events.extend(left.iter().chain(came).flat_map(|a| a.events.iter().cloned()));
+        let last_trip = self.trip >= self.plan.trips || outcome != Outcome::Completed;
+        let at_destination = outcome == Outcome::Completed;
+        let holder = if at_destination { &mut *there } else { &mut *here };
+        let mut alive = None;
+        if last_trip && matches!(outcome, Outcome::Completed | Outcome::Aborted) {
+            let stopped = holder.expect(&Command::Stop {}, |a| match a {
+                Answer::Stopped { events } => Some(events),
+                _ => None,
+            });
+            if let Ok(stopped) = stopped {
+                alive = Some(Alive { source: !at_destination, destination: at_destination });
+                events.extend(stopped);
+            }
+        }
+        if let Some(reason) = &reason {
+            let at_ns = events.iter().map(|e| e.at_ns).max().unwrap_or_default();
+            let host = whimbrel_model::Mark::Source;
+            let event = Event::Failed { reason: reason.clone() };
+            if !events.iter().any(|e| e.event == event) {
+                events.push(Recorded { at_ns, host, event });
+            }
+        }
+        let source = left.as_ref().ok();
+        let destination = came.as_ref().ok();
+        let payload = payload_bytes(&events);
+        let sent = |account: Option<&Box<Account>>| account.map(|a| a.sent);
+        let wire: Option<u64> = sent(source).zip(sent(destination)).map(|(a, b)| a.wire_bytes + b.wire_bytes);
+        let names = if self.trip % 2 == 1 { ["source", "destination"] } else { ["destination", "source"] };
+        let facts = Facts {
+            ram_bytes: guest.ram_bytes,
+            disk_bytes: guest.disk.map_or(0, |d| d.bytes),
+            page_size_bytes: PAGE_BYTES,
+            block_size_bytes: guest.disk.map_or(whimbrel_disk::BLOCK_BYTES, |d| d.block_bytes),
+            clock: source.and_then(|a| a.clock),
+            control_bytes: wire.map(|wire| wire.saturating_sub(payload)),
+            links: vec![
+                link(names[0], names[1], out, sent(source), payload),
+                link(names[1], names[0], back, sent(destination), 0),
+            ],
+            cpu: Cpu { source_ns: source.map(|a| a.cpu_ns), destination_ns: destination.map(|a| a.cpu_ns) },
+            energy: Energy::none("energy was not measured: this version reads no meter"),
+            verify: self.verify(here, there, outcome, last_trip),
+            control: self.control.map(|c| c.run.clone()),
+            offered: self.control.map(|c| c.offered).unwrap_or_default(),
+            alive,
+            outcome: Some(outcome),
+            ..Facts::default()
+        };
+        Trip { events, facts, missing_blocks: None }
+    }
+
+    /// The twin's word: on the frozen source, and on the guest at the end.
+    fn verify(&self, here: &mut Agent, there: &mut Agent, outcome: Outcome, last_trip: bool) -> Verify {
+        let skipped = |why: &str| Verify { scope: format!("not compared: {why}"), ..Verify::default() };
+        if !self.plan.verify {
+            return skipped("the experiment asks for no check");
+        }
+        let mut words: Vec<Result<Verification, SessionError>> = Vec::new();
+        let ask = |agent: &mut Agent| {
+            agent.expect(&Command::Verify {}, |a| match a {
+                Answer::Verified { verification } => Some(verification),
+                _ => None,
+            })
+        };
+        match outcome {
+            Outcome::Completed if last_trip => std::thread::scope(|scope| {
+                let frozen = scope.spawn(|| ask(here));
+                let end = ask(there);
+                words.extend(frozen.join());
+                words.push(end);
+            }),
+            Outcome::Completed => words.push(ask(here)),
+            Outcome::Aborted => words.push(ask(here)),
+            _ => return skipped("the guest is whole nowhere"),
+        }
+        let mut verify = Verify { memory: RowVerdict::Equal, disk: RowVerdict::Equal, ..Verify::default() };
+        if self.plan.guest.disk.is_none() {
+            verify.disk = RowVerdict::Skipped;
+        }
+        for word in words {
+            match word {
+                Ok(word) => join(&mut verify, word),
+                Err(error) => return skipped(&in_words(&error)),
+            }
+        }
+        verify
+    }
+}
+
+/// Joins another comparison to what is known: different once is different.
+fn join(verify: &mut Verify, word: Verification) {
+    let worse = |known: RowVerdict, new: Verdict| match (known, new) {
+        (RowVerdict::Different, _) | (_, Verdict::Different) => RowVerdict::Different,
+        (known, _) => known,
+    };
+    verify.memory = worse(verify.memory, word.memory);
+    verify.disk = worse(verify.disk, word.disk);
+    if !verify.scope.is_empty() {
+        verify.scope.push_str("; ");
+    }
+    verify.scope.push_str(&word.scope);
+    verify.compared += word.compared;
+    verify.excluded += word.excluded;
+    verify.operations = word.operations;
+    verify.first_difference = verify.first_difference.take().or(word.first_difference);
+}
+
+fn payload_bytes(events: &[Recorded]) -> u64 {
+    let sent = events.iter().map(|e| match &e.event {
+        Event::Sent { sent, family: Family::Memory | Family::Disk, .. } => sent.bytes(),
+        _ => 0,
+    });
+    sent.sum()
+}
+
+fn instant(events: &[Recorded], wanted: Moment) -> Option<whimbrel_model::Nanos> {
+    events.iter().find(|e| e.event == Event::Moment { moment: wanted }).map(|e| e.at_ns)
+}
+
+fn link(
+    from: &str,
+    to: &str,
+    spec: LinkSpec,
+    sent: Option<whimbrel_wire::nic::FlowReading>,
+    payload_bytes: u64,
+) -> LinkCounters {
+    LinkCounters {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        limit_bytes_per_s: spec.egress_bytes_per_s,
+        payload_bytes,
+        wire_bytes: sent.map(|s| s.wire_bytes),
+        in_use_ns: sent.and_then(|s| Some(s.last?.since(s.first?).0)),
+    }
+}
+
+/// A number that no other call of this process gets.
+fn nonce() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    number ^ whimbrel_wire::clock::now().0.rotate_left(20)
+}
+
+fn in_words(error: &SessionError) -> String {
+    crate::driver::in_words(error)
+}

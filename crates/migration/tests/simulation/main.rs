@@ -1,0 +1,92 @@
+//! Whole migrations in a seeded event queue: the cores of both hosts, a synthetic machine, and a simulated link that
+//! delays, stalls and breaks. A simulation: it proves the state machines, and measures nothing.
+//!
+//! Every failure prints the seed that repeats it. `WHIMBREL_SEED` runs one seed, `WHIMBREL_SEEDS` that many.
+
+mod guest;
+mod world;
+
+use whimbrel_disk::DiskChoice;
+use whimbrel_memory::MemoryChoice;
+use world::{Fault, Verdict, World};
+
+/// Seeds of a test run, spread over all pairs of a memory and a disk strategy, with and without faults.
+const SEEDS: u64 = 20_000;
+
+fn memory_choices() -> Vec<MemoryChoice> {
+    let schedules = whimbrel_memory::SCHEDULES.names().map(|n| ("schedule", n));
+    let presets = whimbrel_memory::PRESETS.names().map(|n| ("preset", n));
+    schedules
+        .chain(presets)
+        .map(|(key, name)| {
+            let table = [(key.to_owned(), serde_json::json!(name))].into();
+            MemoryChoice::read(&table).unwrap_or_else(|e| panic!("{name}: {e}"))
+        })
+        .collect()
+}
+
+fn disk_choices() -> Vec<Option<DiskChoice>> {
+    let named = whimbrel_disk::DISK_STRATEGIES.names().map(|name| {
+        let table = std::collections::BTreeMap::from([("strategy".to_owned(), serde_json::json!(name))]);
+        Some(DiskChoice::try_from(table).unwrap_or_else(|e| panic!("{name}: {e}")))
+    });
+    named.chain([None]).collect()
+}
+
+fn run(seed: u64, memory: &[MemoryChoice], disks: &[Option<DiskChoice>]) {
+    let pair = (seed % (memory.len() * disks.len()) as u64) as usize;
+    let (memory, disk) = (&memory[pair / disks.len()], &disks[pair % disks.len()]);
+    let fault = Fault::from_seed(seed);
+    let what = format!(
+        "seed {seed}: memory {}, disk {}, {fault:?}",
+        memory.name(),
+        disk.as_ref().map_or("none", |d| d.name())
+    );
+    if number("WHIMBREL_SEED").is_some() {
+        eprintln!("{what}");
+    }
+    let mut world = World::new(seed, memory, disk.as_ref(), fault);
+    match world.run() {
+        Ok(verdict) => world.check(verdict).unwrap_or_else(|e| panic!("{what}: {e}; repeat with WHIMBREL_SEED={seed}")),
+        Err(e) => panic!("{what}: {e}; repeat with WHIMBREL_SEED={seed}"),
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|v| v.parse().ok())
+}
+
+#[test]
+fn a_guest_is_whole_on_exactly_one_host_whatever_breaks() {
+    let (memory, disks) = (memory_choices(), disk_choices());
+    if let Some(seed) = number("WHIMBREL_SEED") {
+        return run(seed, &memory, &disks);
+    }
+    for seed in 0..number("WHIMBREL_SEEDS").unwrap_or(SEEDS) {
+        run(seed, &memory, &disks);
+    }
+}
+
+#[test]
+fn without_a_fault_every_pair_that_does_not_give_up_completes() {
+    let (memory, disks) = (memory_choices(), disk_choices());
+    for m in &memory {
+        for d in &disks {
+            let gives_up = m.name() == "faulty" || d.as_ref().is_some_and(|d| d.name() == "faulty");
+            let mut world = World::new(7, m, d.as_ref(), Fault::None);
+            let verdict = world.run().unwrap_or_else(|e| panic!("{} and {:?}: {e}", m.name(), d));
+            let expected = if gives_up { Verdict::Aborted } else { Verdict::Completed };
+            assert_eq!(verdict, expected, "{} and {:?}", m.name(), d.as_ref().map(|d| d.name()));
+            world.check(verdict).unwrap_or_else(|e| panic!("{} and {:?}: {e}", m.name(), d));
+        }
+    }
+}
+
+#[test]
+fn the_simulation_sees_a_page_that_was_not_sent() {
+    let (memory, disks) = (memory_choices(), disk_choices());
+    let pre_copy = memory.iter().find(|m| m.name() == "pre-copy").expect("pre-copy is registered");
+    let mut world = World::new(3, pre_copy, disks[0].as_ref(), Fault::DropOneUnit);
+    let verdict = world.run().expect("it runs");
+    assert!(world.check(verdict).is_err(), "a page that the lane dropped must be seen");
+}

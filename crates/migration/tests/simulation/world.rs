@@ -1,0 +1,545 @@
+//! The event queue: two cores, four lanes, one guest, and what breaks.
+
+use crate::guest::Units;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use whimbrel_disk::{BuildContext as DiskContext, DiskChoice};
+use whimbrel_memory::{BuildContext, MemoryChoice};
+use whimbrel_migration::core::{
+    DestinationCore, DestinationEffect, DestinationInput, Ending, Limits, Run, SourceCore, SourceEffect, SourceInput,
+    SourcePlan, Written,
+};
+use whimbrel_model::event::Sent;
+use whimbrel_model::{Block, ByteRate, Family, Nanos, Observe, PAGE_BYTES, Page, Rng, UnitSet};
+use whimbrel_wire::Message;
+
+const PAGES: u64 = 600;
+const BLOCKS: u64 = 400;
+const BLOCK_BYTES: u64 = 4096;
+/// No migration of so small a guest takes longer, whatever stalls.
+const END_OF_TIME: Nanos = Nanos(600_000_000_000);
+
+/// What breaks, and when, counted in events.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    None,
+    /// The link breaks for good at this event.
+    Cut(u64),
+    /// The link stalls at this event for so many nanoseconds.
+    Stall(u64, u64),
+    /// The destination can't go on at this event.
+    DestinationFails(u64),
+    /// The engine loses one unit: not a fault of the world, but of ours; the check has to see it.
+    DropOneUnit,
+}
+
+impl Fault {
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0xfa17);
+        let at = rng.below(400);
+        match rng.below(4) {
+            0 => Fault::None,
+            1 => Fault::Cut(at),
+            2 => Fault::Stall(at, rng.below(3_000_000_000)),
+            _ => Fault::DestinationFails(at),
+        }
+    }
+}
+
+/// How the whole ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Completed,
+    Aborted,
+    Lost,
+    Undecided,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Lane {
+    Push,
+    Demand,
+    Disk,
+    ToDestination,
+    ToSource,
+}
+
+enum Happening {
+    Source(SourceInput),
+    Destination(DestinationInput),
+    /// A job leaves the source: its units are read now.
+    Departs {
+        family: Family,
+        job: u64,
+        runs: Vec<Run>,
+        lane: Lane,
+        limit: Option<ByteRate>,
+    },
+    /// Units reach the destination.
+    Arrives {
+        family: Family,
+        units: Vec<(u64, u32)>,
+        acknowledge: Option<(u64, Sent)>,
+    },
+    /// The destination reads blocks from the source.
+    Pulls {
+        block: u64,
+    },
+    PullAnswered {
+        block: u64,
+        version: u32,
+    },
+    /// The guest does something.
+    Guest,
+    Break,
+}
+
+struct Scheduled {
+    at: Nanos,
+    order: u64,
+    what: Happening,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+pub struct World {
+    rng: Rng,
+    now: Nanos,
+    order: u64,
+    events: u64,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    source: SourceCore,
+    destination: DestinationCore,
+    pages: Units<Page>,
+    blocks: Option<Units<Block>>,
+    lane_free: BTreeMap<Lane, Nanos>,
+    link_up: bool,
+    fault: Fault,
+    bytes_per_ns: f64,
+    delay: Nanos,
+    write_every: Nanos,
+    runs_at_source: bool,
+    runs_at_destination: bool,
+    waits_for_page: Option<u64>,
+    waits_for_block: Option<u64>,
+    source_ending: Option<Ending>,
+    destination_ending: Option<Ending>,
+    source_timer: Option<Nanos>,
+    error: Option<String>,
+}
+
+impl World {
+    pub fn new(seed: u64, memory: &MemoryChoice, disk: Option<&DiskChoice>, fault: Fault) -> Self {
+        let mut rng = Rng::new(seed);
+        let pages = Units::new(PAGES, &mut rng);
+        let blocks = disk.map(|_| Units::new(BLOCKS, &mut rng));
+        let plan = SourcePlan {
+            requested: Nanos(0),
+            missing_pages: UnitSet::full(PAGES),
+            memory: memory.build(&BuildContext { pages: PAGES, seed }),
+            disk: disk.map(|d| {
+                let context = DiskContext { blocks: BLOCKS, block_bytes: BLOCK_BYTES, seed };
+                (UnitSet::full(BLOCKS), BLOCK_BYTES, d.build(&context))
+            }),
+            limits: Limits { fixed_cost: Nanos(1_000_000) },
+        };
+        let bytes_per_s = 2e6 + rng.unit() * 50e6;
+        World {
+            delay: Nanos(rng.below(2_000_000)),
+            // From far slower than the link to far faster.
+            write_every: Nanos((PAGE_BYTES as f64 / bytes_per_s * 1e9 * (0.2 + rng.unit() * 10.0)) as u64),
+            bytes_per_ns: bytes_per_s / 1e9,
+            rng,
+            now: Nanos(0),
+            order: 0,
+            events: 0,
+            queue: BinaryHeap::new(),
+            source: SourceCore::new(plan),
+            destination: DestinationCore::new(),
+            pages,
+            blocks,
+            lane_free: BTreeMap::new(),
+            link_up: true,
+            fault,
+            runs_at_source: true,
+            runs_at_destination: false,
+            waits_for_page: None,
+            waits_for_block: None,
+            source_ending: None,
+            destination_ending: None,
+            source_timer: None,
+            error: None,
+        }
+    }
+
+    fn schedule(&mut self, at: Nanos, what: Happening) {
+        self.order += 1;
+        self.queue.push(Reverse(Scheduled { at, order: self.order, what }));
+    }
+
+    fn after(&mut self, ns: u64, what: Happening) {
+        self.schedule(self.now.plus(Nanos(ns)), what);
+    }
+
+    /// When `bytes` that enter a lane now have left it; a lane is in order.
+    fn through(&mut self, lane: Lane, bytes: u64, limit: Option<ByteRate>) -> Nanos {
+        let rate = limit.map_or(self.bytes_per_ns, |l| (l.0 / 1e9).clamp(1e-6, self.bytes_per_ns));
+        let start = self.now.max(self.lane_free.get(&lane).copied().unwrap_or_default());
+        let jitter = self.rng.below(20_000);
+        let free = start.plus(Nanos((bytes as f64 / rate) as u64 + jitter));
+        self.lane_free.insert(lane, free);
+        free
+    }
+
+    pub fn run(&mut self) -> Result<Verdict, String> {
+        self.schedule(Nanos(0), Happening::Source(SourceInput::Start));
+        self.schedule(Nanos(0), Happening::Guest);
+        while let Some(Reverse(Scheduled { at, what, .. })) = self.queue.pop() {
+            self.now = at;
+            self.events += 1;
+            if at > END_OF_TIME {
+                return Err("it doesn't end".to_owned());
+            }
+            self.break_something();
+            self.happen(what);
+            if self.runs_at_source && self.runs_at_destination {
+                return Err(format!("the guest runs on both hosts at {at:?}"));
+            }
+            if let Some(error) = self.error.take() {
+                return Err(error);
+            }
+            if self.source_ending.is_some() && self.destination_ending.is_some() {
+                return Ok(self.resolve());
+            }
+        }
+        Err(format!("nothing happens any more in phase {:?}", self.source.phase()))
+    }
+
+    /// What a coordinator does that can ask both hosts once they meet again.
+    fn resolve(&mut self) -> Verdict {
+        let (source, destination) = (self.source_ending.clone(), self.destination_ending.clone());
+        match (source.expect("the source has ended"), destination.expect("the destination has ended")) {
+            (Ending::Completed, _) => Verdict::Completed,
+            (Ending::Aborted { .. }, _) => Verdict::Aborted,
+            (Ending::Lost { .. }, Ending::Completed) => Verdict::Completed,
+            (Ending::Lost { .. }, _) => Verdict::Lost,
+            (Ending::Undecided { .. }, Ending::Completed) => Verdict::Completed,
+            (Ending::Undecided { .. }, _) if self.destination.was_handed_over() => Verdict::Lost,
+            (Ending::Undecided { .. }, _) => {
+                self.runs_at_source = true;
+                Verdict::Undecided
+            }
+        }
+    }
+
+    fn break_something(&mut self) {
+        match self.fault {
+            Fault::Cut(at) if at == self.events => self.after(0, Happening::Break),
+            Fault::Stall(at, ns) if at == self.events => {
+                for lane in [Lane::Push, Lane::Demand, Lane::Disk, Lane::ToDestination, Lane::ToSource] {
+                    let free = self.lane_free.entry(lane).or_default();
+                    *free = (*free).max(self.now).plus(Nanos(ns));
+                }
+            }
+            Fault::DestinationFails(at) if at == self.events => {
+                self.to_destination(DestinationInput::Lost("the disk is full".to_owned()));
+                self.after(0, Happening::Break);
+            }
+            _ => {}
+        }
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Source(SourceInput::Timer) => {
+                if self.source_timer.is_some_and(|at| at <= self.now) {
+                    self.source_timer = None;
+                    self.to_source(SourceInput::Timer);
+                }
+            }
+            Happening::Source(input) => self.to_source(input),
+            Happening::Destination(input) => self.to_destination(input),
+            Happening::Departs { family, job, runs, lane, limit } => self.depart(family, job, &runs, lane, limit),
+            Happening::Arrives { family, units, acknowledge } => self.arrive(family, &units, acknowledge),
+            Happening::Pulls { block } => self.pulled(block),
+            Happening::PullAnswered { block, version } => self.arrive(Family::Disk, &[(block, version)], None),
+            Happening::Guest => self.guest(),
+            Happening::Break => self.link_breaks(),
+        }
+    }
+
+    fn link_breaks(&mut self) {
+        self.link_up = false;
+        self.to_source(SourceInput::Lost("the link broke".to_owned()));
+        self.to_destination(DestinationInput::Lost("the link broke".to_owned()));
+    }
+
+    fn depart(&mut self, family: Family, job: u64, runs: &[Run], lane: Lane, limit: Option<ByteRate>) {
+        if !self.link_up {
+            return;
+        }
+        let mut sent = Sent::default();
+        let mut units = Vec::new();
+        for run in runs {
+            for unit in run.extent.indices() {
+                let version = match (family, &self.blocks) {
+                    (Family::Memory, _) => self.pages.source[unit as usize],
+                    (Family::Disk, Some(blocks)) => blocks.source[unit as usize],
+                    (Family::Disk, None) => unreachable!("no disk, no blocks"),
+                };
+                units.push((unit, version));
+                sent.raw_units += 1;
+                let (count, bytes) = if run.again {
+                    (&mut sent.again_units, &mut sent.again_bytes)
+                } else {
+                    (&mut sent.first_units, &mut sent.first_bytes)
+                };
+                *count += 1;
+                *bytes += PAGE_BYTES;
+            }
+        }
+        let free = self.through(lane, units.len() as u64 * PAGE_BYTES, limit);
+        if self.fault == Fault::DropOneUnit && family == Family::Memory && units.len() > 3 {
+            units.pop();
+            self.fault = Fault::None;
+        }
+        let arrival = free.plus(self.delay);
+        // Memory counts as sent when it is on the link, a disk's blocks when they are acknowledged.
+        let acknowledge = (family == Family::Disk).then_some((job, sent));
+        self.schedule(arrival, Happening::Arrives { family, units, acknowledge });
+        if family == Family::Memory {
+            self.schedule(free, Happening::Source(SourceInput::Sent { family, job, sent }));
+        }
+    }
+
+    fn arrive(&mut self, family: Family, units: &[(u64, u32)], acknowledge: Option<(u64, Sent)>) {
+        if !self.link_up {
+            return;
+        }
+        let pulling = self.destination.was_handed_over();
+        let left = match (family, &mut self.blocks) {
+            (Family::Memory, _) => Self::store(&mut self.pages, units, pulling),
+            (Family::Disk, Some(blocks)) => Self::store(blocks, units, pulling),
+            (Family::Disk, None) => 0,
+        };
+        if pulling {
+            self.to_destination(DestinationInput::Left { family, units: left });
+            self.wake();
+        }
+        if let Some((job, sent)) = acknowledge {
+            let ns = self.delay.0;
+            self.after(ns, Happening::Source(SourceInput::Sent { family, job, sent }));
+        }
+    }
+
+    fn store<U: whimbrel_model::Unit>(held: &mut Units<U>, units: &[(u64, u32)], pulling: bool) -> u64 {
+        for &(unit, version) in units {
+            if !pulling || held.missing.remove(unit) {
+                held.destination[unit as usize] = version;
+            }
+        }
+        held.missing.count()
+    }
+
+    fn pulled(&mut self, block: u64) {
+        if !self.link_up {
+            return;
+        }
+        self.to_source(SourceInput::Pulled(whimbrel_model::Extent { start: block, count: 1 }));
+        let version = self.blocks.as_ref().map_or(0, |b| b.source[block as usize]);
+        let free = self.through(Lane::Disk, BLOCK_BYTES, None).plus(self.delay);
+        self.schedule(free, Happening::PullAnswered { block, version });
+    }
+
+    /// One write of the guest, wherever it runs; at the destination it may have to wait for what is missing.
+    fn guest(&mut self) {
+        if self.source_ending.is_some() && self.destination_ending.is_some() {
+            return;
+        }
+        let pause = self.write_every.0.max(1000);
+        let next = pause / 2 + self.rng.below(pause);
+        self.after(next, Happening::Guest);
+        if self.waits_for_page.is_some() || self.waits_for_block.is_some() {
+            return;
+        }
+        let on_disk = self.blocks.is_some() && self.rng.chance(0.3);
+        let unit = if on_disk { self.rng.below(BLOCKS) } else { self.rng.below(PAGES) };
+        if self.runs_at_source {
+            match (&mut self.blocks, on_disk) {
+                (Some(blocks), true) => blocks.write_at_source(unit),
+                _ => self.pages.write_at_source(unit),
+            }
+        } else if self.runs_at_destination {
+            self.access_at_destination(unit, on_disk);
+        }
+    }
+
+    fn access_at_destination(&mut self, unit: u64, on_disk: bool) {
+        if on_disk {
+            let Some(blocks) = &mut self.blocks else { return };
+            if blocks.missing.contains(unit) {
+                self.waits_for_block = Some(unit);
+                let ns = self.delay.0;
+                self.after(ns, Happening::Pulls { block: unit });
+            } else {
+                blocks.write_at_destination(unit);
+            }
+        } else if self.pages.missing.contains(unit) {
+            self.waits_for_page = Some(unit);
+            self.to_destination(DestinationInput::Fault(vec![unit]));
+        } else {
+            self.pages.write_at_destination(unit);
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(page) = self.waits_for_page.filter(|p| !self.pages.missing.contains(*p)) {
+            self.waits_for_page = None;
+            self.pages.write_at_destination(page);
+        }
+        if let (Some(block), Some(blocks)) = (self.waits_for_block, &mut self.blocks)
+            && !blocks.missing.contains(block)
+        {
+            self.waits_for_block = None;
+            blocks.write_at_destination(block);
+        }
+    }
+
+    fn to_source(&mut self, input: SourceInput) {
+        let mut effects = Vec::new();
+        self.source.on(self.now, input, &mut effects);
+        for effect in effects {
+            self.source_effect(effect);
+        }
+    }
+
+    fn source_effect(&mut self, effect: SourceEffect) {
+        match effect {
+            SourceEffect::Send { family, job, runs, limit, demanded } => {
+                let lane = match family {
+                    Family::Disk => Lane::Disk,
+                    Family::Memory if demanded => Lane::Demand,
+                    Family::Memory => Lane::Push,
+                };
+                // Page bytes are read when they leave, a moment after the core asked.
+                let wait = self.rng.below(50_000);
+                let at = self.now.plus(Nanos(wait)).max(self.lane_free.get(&lane).copied().unwrap_or_default());
+                self.schedule(at, Happening::Departs { family, job, runs, lane, limit });
+            }
+            SourceEffect::Barrier => {
+                // Behind all that was handed to the lane before, even what has not left yet.
+                let at = self.through(Lane::Push, 32, None).plus(Nanos(50_000)).plus(self.delay);
+                self.deliver(at, Happening::Destination(DestinationInput::BarrierArrived));
+            }
+            SourceEffect::Observe { family, observe } => {
+                let written = self.observe(family, observe);
+                let ns = self.rng.below(100_000);
+                self.after(ns, Happening::Source(SourceInput::Observed { observe, written }));
+            }
+            SourceEffect::Pause => {
+                self.runs_at_source = false;
+                let at = self.now;
+                self.after(1000, Happening::Source(SourceInput::Paused { at }));
+            }
+            SourceEffect::Drain => self.after(1000, Happening::Source(SourceInput::Drained)),
+            SourceEffect::SaveState => self.after(1000, Happening::Source(SourceInput::StateSaved(vec![1, 2, 3]))),
+            SourceEffect::Resume => self.runs_at_source = true,
+            SourceEffect::Say(message) => {
+                let at = self.through(Lane::ToDestination, 100, None).plus(self.delay);
+                self.deliver(at, Happening::Destination(DestinationInput::Said(message)));
+            }
+            SourceEffect::TimerAt(at) => {
+                self.source_timer = Some(at);
+                self.schedule(at.max(self.now), Happening::Source(SourceInput::Timer));
+            }
+            SourceEffect::Finish(ending) => self.source_ending = Some(ending),
+            SourceEffect::Throttle(_) | SourceEffect::Record(_) => {}
+        }
+    }
+
+    /// What was on the link when it broke never arrives.
+    fn deliver(&mut self, at: Nanos, what: Happening) {
+        if self.link_up {
+            self.schedule(at, what);
+        }
+    }
+
+    fn observe(&mut self, family: Family, observe: Observe) -> Written {
+        match (family, &mut self.blocks, observe) {
+            (Family::Memory, _, Observe::Take) => Written::Pages(self.pages.take()),
+            (Family::Memory, _, Observe::Peek) => Written::Pages(self.pages.written.clone()),
+            (Family::Disk, Some(blocks), Observe::Take) => Written::Blocks(blocks.take()),
+            (Family::Disk, Some(blocks), Observe::Peek) => Written::Blocks(blocks.written.clone()),
+            (Family::Disk, None, _) => unreachable!("no disk is observed where there is none"),
+        }
+    }
+
+    fn to_destination(&mut self, input: DestinationInput) {
+        if !self.link_up && !matches!(input, DestinationInput::Lost(_)) {
+            return;
+        }
+        let mut effects = Vec::new();
+        self.destination.on(self.now, input, &mut effects);
+        for effect in effects {
+            match effect {
+                DestinationEffect::Load { missing_pages, missing_blocks, .. } => {
+                    self.pages.missing = missing_pages;
+                    if let (Some(blocks), Some(missing)) = (&mut self.blocks, missing_blocks) {
+                        blocks.missing = missing;
+                    }
+                    self.after(20_000, Happening::Destination(DestinationInput::Loaded));
+                }
+                DestinationEffect::Resume => {
+                    self.runs_at_destination = true;
+                    self.after(1000, Happening::Destination(DestinationInput::Resumed));
+                }
+                DestinationEffect::Say(message) => self.say_to_source(message),
+                DestinationEffect::Fetch(pages) => {
+                    let at = self.through(Lane::ToSource, 16, None).plus(self.delay);
+                    self.deliver(at, Happening::Source(SourceInput::Fetch(pages)));
+                }
+                DestinationEffect::Record(_) => {}
+                DestinationEffect::Finish(ending) => self.destination_ending = Some(ending),
+            }
+        }
+    }
+
+    fn say_to_source(&mut self, message: Message) {
+        let at = self.through(Lane::ToSource, 100, None).plus(self.delay);
+        self.deliver(at, Happening::Source(SourceInput::Said(message)));
+    }
+
+    pub fn check(&self, verdict: Verdict) -> Result<(), String> {
+        let at_destination = match verdict {
+            Verdict::Completed => true,
+            Verdict::Aborted | Verdict::Undecided => false,
+            Verdict::Lost => return Ok(()),
+        };
+        if at_destination != self.runs_at_destination || at_destination == self.runs_at_source {
+            return Err(format!(
+                "{verdict:?}, but the guest runs at the source: {}, at the destination: {}",
+                self.runs_at_source, self.runs_at_destination
+            ));
+        }
+        let difference = self.pages.first_difference(at_destination);
+        match difference.or_else(|| self.blocks.as_ref().and_then(|b| b.first_difference(at_destination))) {
+            Some(difference) => Err(format!("{verdict:?}, but {difference}")),
+            None => Ok(()),
+        }
+    }
+}
