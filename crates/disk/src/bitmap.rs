@@ -29,7 +29,8 @@
 //! The word itself is always written, even where its bit is set already: the write is what orders the guest's data
 //! before the mark.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use whimbrel_model::{Block, Extent, UnitSet};
 
@@ -93,6 +94,15 @@ impl BlockBitmap {
     /// Adds the blocks of `extent`; the part beyond the universe is ignored. Takes no lock (the first mark in a leaf
     /// waits if another thread is allocating that leaf).
     pub fn mark(&self, extent: Extent) {
+        if extent.count == 1 && extent.start < self.len {
+            // What a guest's write mostly is; the loops below would cost several times the mark itself.
+            let (leaf_index, word) = (extent.start / LEAF_BITS, (extent.start % LEAF_BITS / BITS) as usize);
+            let leaf = self.leaves[leaf_index as usize].get_or_init(Leaf::empty);
+            leaf.words[word].fetch_or(1 << (extent.start % BITS), SeqCst);
+            raise(&leaf.summary[word / 64], 1 << (word % 64));
+            raise(&self.live[leaf_index as usize / 64], 1 << (leaf_index % 64));
+            return;
+        }
         for part in self.parts(extent) {
             let leaf = self.leaves[part.leaf].get_or_init(Leaf::empty);
             for (word, mask) in masks(part.first, part.end) {
@@ -113,6 +123,9 @@ impl BlockBitmap {
     }
 
     /// Hands over the set and leaves it empty, each word in one step: every mark is in exactly one take.
+    ///
+    /// The set that it makes takes a bit a block, 32 MiB for 1 TiB in 4 KiB blocks. Where marks are scattered over such a
+    /// disk most of the time goes into first touching those: then [`BlockBitmap::take_into`] is several times as fast.
     pub fn take(&self) -> UnitSet<Block> {
         let _one_at_a_time = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut words = self.no_words();
@@ -123,7 +136,8 @@ impl BlockBitmap {
         UnitSet::from_words(self.len, words)
     }
 
-    /// As [`BlockBitmap::take`], but adds to `set`, which spares allocating one. Returns how many blocks were taken.
+    /// As [`BlockBitmap::take`], but adds to `set` (over the same universe) and so touches only what is marked. Returns how
+    /// many blocks were taken.
     pub fn take_into(&self, set: &mut UnitSet<Block>) -> u64 {
         let _one_at_a_time = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut taken = 0;
@@ -216,17 +230,31 @@ impl BlockBitmap {
 
     /// Visits, top down, every word that may hold a bit: `look` is applied to each level's word, `found` gets the index
     /// and the bits of each bottom word that had any.
+    ///
+    /// It goes by 64 leaves, level by level, and reads a level's words once before it looks at them: reads of scattered
+    /// words overlap, while a look that writes waits for each in turn.
     fn walk(&self, look: impl Fn(&AtomicU64) -> u64, mut found: impl FnMut(usize, u64)) {
+        let mut words = Vec::new();
         for (at, live) in self.live.iter().enumerate() {
-            for leaf_index in ones(look(live)).map(|bit| at * 64 + bit) {
-                let leaf = self.leaves[leaf_index].get().expect("a leaf is allocated before it is called live");
+            let leaves: Vec<(usize, &Leaf)> = ones(look(live))
+                .map(|bit| at * 64 + bit)
+                .map(|index| {
+                    (index, &**self.leaves[index].get().expect("a leaf is allocated before it is called live"))
+                })
+                .collect();
+            touch(leaves.iter().map(|(_, leaf)| &leaf.summary[0]));
+            words.clear();
+            for (index, leaf) in leaves {
                 for (at, summary) in leaf.summary.iter().enumerate() {
-                    for word_index in ones(look(summary)).map(|bit| at * 64 + bit) {
-                        let bits = look(&leaf.words[word_index]);
-                        if bits != 0 {
-                            found(leaf_index * LEAF_WORDS + word_index, bits);
-                        }
-                    }
+                    let marked = ones(look(summary)).map(|bit| at * 64 + bit);
+                    words.extend(marked.map(|word| (index * LEAF_WORDS + word, &leaf.words[word])));
+                }
+            }
+            touch(words.iter().map(|(_, word)| *word));
+            for (index, word) in &words {
+                let bits = look(word);
+                if bits != 0 {
+                    found(*index, bits);
                 }
             }
         }
@@ -258,6 +286,11 @@ fn raise(word: &AtomicU64, mask: u64) {
     if word.load(SeqCst) & mask != mask {
         word.fetch_or(mask, SeqCst);
     }
+}
+
+/// Reads words for the sake of the cache.
+fn touch<'a>(words: impl Iterator<Item = &'a AtomicU64>) {
+    std::hint::black_box(words.fold(0, |all, word| all | word.load(Relaxed)));
 }
 
 /// The words that hold the bits `first..end`, each with the mask of those bits.

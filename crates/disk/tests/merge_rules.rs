@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use whimbrel_disk::{Fetch, GuestDisk, Volume};
 use whimbrel_model::{Block, Extent, Rng, UnitSet};
 
@@ -267,7 +267,11 @@ fn racing_threads_leave_the_reference() {
     const GUESTS: u64 = 3;
     const PIECE: u64 = 32;
     const NO_MORE: u64 = u64::MAX;
+    let fetched = AtomicU64::new(0);
     for seed in 0..12 {
+        // All begin at once, else the push is through before anybody misses a block.
+        let begin = Barrier::new(GUESTS as usize + 1);
+        let (begin, fetched) = (&begin, &fetched);
         let folder = tempfile::tempdir().unwrap();
         let source = source_disk(seed);
         let todo = UnitSet::full(BLOCKS);
@@ -280,6 +284,7 @@ fn racing_threads_leave_the_reference() {
             scope.spawn(move || {
                 let mut rng = Rng::new(seed);
                 let mut start = 0;
+                begin.wait();
                 while start < BLOCKS {
                     let count = (1 + rng.below(5)).min(BLOCKS - start);
                     deliver(volume, source, Extent { start, count });
@@ -289,11 +294,17 @@ fn racing_threads_leave_the_reference() {
             });
             scope.spawn(move || {
                 for block in requests.iter().take_while(|block| *block != NO_MORE) {
+                    fetched.fetch_add(1, SeqCst);
                     deliver(volume, source, one(block));
                 }
             });
             let guests: Vec<_> = (0..GUESTS)
-                .map(|guest| scope.spawn(move || run_guest(volume, source, seed, guest, GUESTS, PIECE)))
+                .map(|guest| {
+                    scope.spawn(move || {
+                        begin.wait();
+                        run_guest(volume, source, seed, guest, GUESTS, PIECE)
+                    })
+                })
                 .collect();
             let disks = guests.into_iter().map(|guest| guest.join().unwrap()).collect();
             fetch.fetch(NO_MORE);
@@ -309,6 +320,7 @@ fn racing_threads_leave_the_reference() {
         assert_eq!(whole.load(SeqCst), 1);
         assert!(image(&volume) == reference, "seed {seed}: the destination differs from the reference");
     }
+    eprintln!("{} blocks were fetched in the race", fetched.load(SeqCst));
 }
 
 /// Who writes a byte: every fourth block is one guest's, the others are cut into pieces of all.
