@@ -35,8 +35,10 @@ use tree::Node;
 pub const QUICKSTART: &str = include_str!("../../results/quickstart/experiment.toml");
 
 /// The keys at the top of an experiment file.
-const KEYS: [&str; 12] =
-    ["name", "question", "trials", "seed", "guest", "link", "workload", "memory", "disk", "vary", "zip", "cell"];
+const KEYS: [&str; 13] = [
+    "name", "question", "trials", "seed", "verify", "guest", "link", "workload", "memory", "disk", "vary", "zip",
+    "cell",
+];
 
 /// The most trials of all cells together.
 const MOST_TRIALS: u64 = 100_000;
@@ -54,6 +56,8 @@ pub struct Experiment {
     pub trials: u32,
     /// The seed from which those of the trials are derived.
     pub seed: u64,
+    /// Whether every guest is compared with its never-migrated twin.
+    pub verify: bool,
     /// The combinations of what is varied, in the file's order.
     pub cells: Vec<Cell>,
     /// The file that `--set` was applied to.
@@ -106,6 +110,7 @@ impl Experiment {
             question: top.text("question")?.unwrap_or_default(),
             trials: u32::try_from(trials).expect("the range fits"),
             seed: top.count("seed", 1, 0..=u64::MAX)?,
+            verify: top.flag("verify")?.unwrap_or(true),
             cells,
             tree,
         })

@@ -65,6 +65,19 @@ impl Folder {
         Ok(folder)
     }
 
+    /// Sees that a given folder can become a run's, without making it.
+    ///
+    /// # Errors
+    /// [`BadInput`] where it holds a run already or is no folder.
+    pub fn check(given: &Path) -> Result<(), BadInput> {
+        let refuse = |why: &str| BadInput(format!("--out {}: {why}; give a folder that can be made", given.display()));
+        match given {
+            path if path.join("trials.jsonl").exists() => Err(refuse("it holds a run already")),
+            path if path.exists() && !path.is_dir() => Err(refuse("it is a file")),
+            _ => Ok(()),
+        }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

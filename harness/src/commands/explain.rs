@@ -10,8 +10,10 @@ pub(super) fn explain(name: Option<&str>) -> Result<String, BadInput> {
     };
     let found = metrics::find_all(name);
     if found.is_empty() {
-        let unknown = UnknownName::among("metric", name, METRICS.iter().map(|m| m.name));
-        return Err(BadInput(unknown.to_string()));
+        // Objects are named once: a hundred paths would hide the name that was meant.
+        let mut names: Vec<&str> = METRICS.iter().filter_map(|m| m.name.split('.').next()).collect();
+        names.dedup();
+        return Err(BadInput(UnknownName::among("metric", name, names).to_string()));
     }
     Ok(found.into_iter().map(entry).collect::<Vec<_>>().join("\n"))
 }

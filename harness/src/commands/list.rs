@@ -5,6 +5,9 @@ use crate::folder::json;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
+/// The table's width where there is no terminal to fill.
+const WIDTH: u16 = 140;
+
 pub(super) fn list(family: Family, as_json: bool) -> String {
     let members = family.members();
     if as_json {
@@ -12,6 +15,9 @@ pub(super) fn list(family: Family, as_json: bool) -> String {
     }
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    if !table.is_tty() {
+        table.set_width(WIDTH);
+    }
     table.set_header(["name", "what it is", "parameters", "source"]);
     for member in members {
         let parameters: Vec<String> = member.parameters.iter().map(parameter).collect();

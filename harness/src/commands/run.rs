@@ -18,6 +18,7 @@ pub(super) fn run(file: Option<&Path>, options: &RunOptions) -> anyhow::Result<u
     if let (Some(host), None) = (HostMemory::here(), options.source) {
         limits::check(&experiment, host, true)?;
     }
+    options.out.as_deref().map_or(Ok(()), Folder::check)?;
     let interrupt = Interrupt::on_signals()?;
     let mut trials = trials::open(options, &interrupt)?;
     trials.prepare(&experiment)?;

@@ -118,6 +118,14 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// True or false.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, Mistake> {
+        self.read(key, |value| value.as_bool().ok_or_else(|| self.refuse(key, &value.to_string(), "true or false")))
+    }
+
     /// A whole number in a range.
     ///
     /// # Errors

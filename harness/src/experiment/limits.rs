@@ -44,7 +44,7 @@ pub fn check(experiment: &Experiment, host: HostMemory, both_here: bool) -> Resu
         (false, 1) => String::new(),
         (false, n) => format!(" in each of {n} guests"),
     };
-    let most = host.total.0 / copies / u64::from(guest.count) >> 20;
+    let most = (host.total.0 / copies / u64::from(guest.count)) >> 20;
     let message = format!(
         "guest.ram: {}{times} is more than the {} of this host's memory; write at most \"{most} MiB\"",
         guest.ram, host.total

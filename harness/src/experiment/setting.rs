@@ -154,14 +154,14 @@ impl Link {
 /// A size as a file may have it, without rounding.
 fn exact_size(size: Bytes) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    let unit = units.iter().find(|(_, shift)| size.0 > 0 && size.0 % (1 << shift) == 0);
+    let unit = units.iter().find(|(_, shift)| size.0 > 0 && size.0.is_multiple_of(1 << shift));
     unit.map_or_else(|| format!("{} B", size.0), |(name, shift)| format!("{} {name}", size.0 >> shift))
 }
 
 /// A duration as a file may have it, without rounding.
 fn exact_duration(time: Nanos) -> String {
     let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1000)];
-    let unit = units.iter().find(|(_, ns)| time.0 % ns == 0);
+    let unit = units.iter().find(|(_, ns)| time.0.is_multiple_of(*ns));
     unit.map_or_else(|| format!("{} ns", time.0), |(name, ns)| format!("{} {name}", time.0 / ns))
 }
 
@@ -182,7 +182,7 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
     };
     let refuse =
         |key: &str, size: Bytes, accepted: &str| Err(fields.refuse(key, &format!("{:?}", exact_size(size)), accepted));
-    if guest.ram.0 == 0 || guest.ram.0 % PAGE_BYTES != 0 {
+    if guest.ram.0 == 0 || !guest.ram.0.is_multiple_of(PAGE_BYTES) {
         return refuse("ram", guest.ram, "a size above zero that is a multiple of \"4 KiB\"");
     }
     let block = guest.block_size.0;
@@ -199,7 +199,7 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
             refuse("filled", guest.filled, &format!("at most the disk's {:?}", exact_size(disk)))
         }
         None if guest.filled.0 > 0 => refuse("filled", guest.filled, "it together with guest.disk, or leave it out"),
-        _ if guest.filled.0 % SECTOR_BYTES != 0 => refuse("filled", guest.filled, "a multiple of \"512 B\""),
+        _ if !guest.filled.0.is_multiple_of(SECTOR_BYTES) => refuse("filled", guest.filled, "a multiple of \"512 B\""),
         _ => Ok(guest),
     }
 }

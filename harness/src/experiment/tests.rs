@@ -104,6 +104,7 @@ fn every_mistake_names_file_line_key_and_what_is_accepted() {
         ("trials = \"3\"", 1, &["trials", "whole number"]),
         ("\nname = \"a/b\"", 2, &["name", "letters"]),
         ("seed = -1", 1, &["seed", "whole number"]),
+        ("verify = 1", 1, &["verify", "true or false"]),
         ("a = = 1", 1, &[]),
         ("guest = 3", 1, &["guest", "[guest]"]),
         ("[guest]\nram = \"0 MiB\"", 2, &["guest.ram", "above zero"]),

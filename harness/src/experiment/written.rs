@@ -17,6 +17,7 @@ impl Experiment {
             ("question", self.question.clone().into()),
             ("trials", self.trials.into()),
             ("seed", self.seed.into()),
+            ("verify", self.verify.into()),
         ];
         top.iter().for_each(|(key, value)| line(&mut text, key, value));
         for table in ["guest", "link", "workload", "memory", "disk"] {
