@@ -129,10 +129,7 @@ impl BlockBitmap {
     pub fn take(&self) -> UnitSet<Block> {
         let _one_at_a_time = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut words = self.no_words();
-        self.walk(
-            |word| if word.load(SeqCst) == 0 { 0 } else { word.swap(0, SeqCst) },
-            |index, bits| words[index] = bits,
-        );
+        self.walk(take_word, |index, bits| words[index] = bits);
         UnitSet::from_words(self.len, words)
     }
 
@@ -141,14 +138,17 @@ impl BlockBitmap {
     pub fn take_into(&self, set: &mut UnitSet<Block>) -> u64 {
         let _one_at_a_time = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut taken = 0;
-        self.walk(
-            |word| if word.load(SeqCst) == 0 { 0 } else { word.swap(0, SeqCst) },
-            |index, bits| {
-                taken += u64::from(bits.count_ones());
-                runs(index, bits).for_each(|run| set.insert_extent(run));
-            },
-        );
+        self.walk(take_word, |index, bits| {
+            taken += u64::from(bits.count_ones());
+            runs(index, bits).for_each(|run| set.insert_extent(run));
+        });
         taken
+    }
+
+    /// Empties the set.
+    pub fn clear_all(&self) {
+        let _one_at_a_time = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.walk(take_word, |_, _| ());
     }
 
     /// Looks without clearing. No snapshot: a mark made meanwhile may be in it or not.
@@ -288,6 +288,11 @@ fn raise(word: &AtomicU64, mask: u64) {
     }
 }
 
+/// Empties a word and returns what it held; an empty one is only read.
+fn take_word(word: &AtomicU64) -> u64 {
+    if word.load(SeqCst) == 0 { 0 } else { word.swap(0, SeqCst) }
+}
+
 /// Reads words for the sake of the cache.
 fn touch<'a>(words: impl Iterator<Item = &'a AtomicU64>) {
     std::hint::black_box(words.fold(0, |all, word| all | word.load(Relaxed)));
@@ -337,6 +342,7 @@ mod tests {
         Clear(Extent),
         Take,
         TakeInto,
+        ClearAll,
         Merge(Vec<Extent>),
     }
 
@@ -352,6 +358,7 @@ mod tests {
                 2 => extent(len).prop_map(Act::Clear),
                 1 => Just(Act::Take),
                 1 => Just(Act::TakeInto),
+                1 => Just(Act::ClearAll),
                 1 => prop::collection::vec(extent(len), 0..4).prop_map(Act::Merge),
             ];
             (Just(len), prop::collection::vec(act, 0..24))
@@ -389,6 +396,10 @@ mod tests {
                         prop_assert_eq!(bitmap.take_into(&mut all), model.len() as u64);
                         model.extend(within(Extent { start: 0, count: 3 }, len));
                         prop_assert!(all.iter().eq(std::mem::take(&mut model)));
+                    }
+                    Act::ClearAll => {
+                        bitmap.clear_all();
+                        model.clear();
                     }
                     Act::Merge(extents) => {
                         bitmap.merge(&UnitSet::from_extents(len, extents.iter().copied()));

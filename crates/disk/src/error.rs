@@ -19,6 +19,12 @@ pub enum DiskError {
         /// The image.
         path: PathBuf,
     },
+    /// Another volume, of this or another process, has the image open.
+    #[error("the disk image {} is in use: name another, or end what uses it", path.display())]
+    InUse {
+        /// The image.
+        path: PathBuf,
+    },
     /// The image can't be cut into blocks.
     #[error(
         "the disk image {} has {size_bytes} bytes: accepted are multiples of the block size, {block_bytes} bytes, from one block on",

@@ -89,12 +89,8 @@ impl Recorder {
     }
 
     fn start(&self) {
-        self.discard();
+        self.blocks.clear_all();
         self.on.store(true, SeqCst);
-    }
-
-    fn discard(&self) {
-        self.blocks.clear(Extent { start: 0, count: self.blocks.len() });
     }
 
     fn is_on(&self) -> bool {
@@ -112,7 +108,7 @@ impl Volume {
     /// Creates a sparse image of `size_bytes` zeroes.
     ///
     /// # Errors
-    /// The file exists (it is left alone), the size is no multiple of `block_bytes`, `block_bytes` is no power of two from
+    /// The file exists (it is left alone), another volume has it open, the size is no multiple of `block_bytes`, `block_bytes` is no power of two from
     /// 512 B to 1 MiB, or the host's I/O failed.
     pub fn create(path: impl AsRef<Path>, size_bytes: u64, block_bytes: u64) -> Result<Self, DiskError> {
         let path = path.as_ref();
@@ -123,7 +119,7 @@ impl Volume {
     /// Opens an image that exists, as it is.
     ///
     /// # Errors
-    /// There is no such file, its size is no multiple of `block_bytes`, `block_bytes` is no power of two from 512 B to
+    /// There is no such file, another volume has it open, its size is no multiple of `block_bytes`, `block_bytes` is no power of two from 512 B to
     /// 1 MiB, or the host's I/O failed.
     pub fn open(path: impl AsRef<Path>, block_bytes: u64) -> Result<Self, DiskError> {
         let path = path.as_ref();
@@ -200,7 +196,7 @@ impl Volume {
     /// Stops recording for a migration and forgets what was recorded.
     pub fn disarm(&self) {
         self.dirty.on.store(false, SeqCst);
-        self.dirty.discard();
+        self.dirty.blocks.clear_all();
     }
 
     /// What was taken and did not reach the other host: the next take hands it over again, if that is armed.
@@ -267,16 +263,16 @@ impl Volume {
     pub(crate) fn guest_write(&self, offset: u64, content: Content<'_>) -> io::Result<()> {
         let Some(extent) = self.covering(offset, content.length())? else { return Ok(()) };
         let _request = self.in_flight.enter();
-        let result = match self.pull_under_way() {
+        let pull = self.pull_under_way();
+        let result = match &pull {
             None => self.image.write(offset, content),
-            Some(pull) => {
-                let result = pull.write(&self.image, offset, content);
-                self.note_progress(&pull);
-                pull.say_if_whole();
-                result
-            }
+            Some(pull) => pull.write(&self.image, offset, content),
         };
         self.mark(extent);
+        if let Some(pull) = pull {
+            self.note_progress(&pull);
+            pull.say_if_whole();
+        }
         result
     }
 

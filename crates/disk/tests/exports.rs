@@ -93,7 +93,7 @@ async fn a_disk_moves_over_nbd() {
     assert!(!todo.is_empty());
 
     let (asked, mut requests) = tokio::sync::mpsc::unbounded_channel();
-    destination.begin_pull(&todo, Arc::new(move |block| asked.send(block).unwrap()));
+    destination.begin_pull(todo.clone(), Arc::new(move |block| asked.send(block).unwrap()));
     let expected = image(&source);
     let volume = Arc::clone(&destination);
     let guest = tokio::task::spawn_blocking(move || {
@@ -146,7 +146,7 @@ fn an_incoming_export_takes_whole_blocks() {
     export.write(2 * BLOCK_BYTES, &block, false).unwrap();
     assert_eq!(volume.dropped(), 1, "a late arrival overwrote the guest's disk");
     volume.begin_receive();
-    volume.begin_pull(&UnitSet::from_extents(BLOCKS, [Extent { start: 4, count: 2 }]), Arc::new(|_| ()));
+    volume.begin_pull(UnitSet::from_extents(BLOCKS, [Extent { start: 4, count: 2 }]), Arc::new(|_| ()));
     assert_eq!(export.try_write_now(4 * BLOCK_BYTES, &block).unwrap(), Now::WouldBlock);
     export.write_zeroes(4 * BLOCK_BYTES, 4 * BLOCK_BYTES, zero).unwrap();
     let extents: Vec<_> = heard.lock().unwrap().iter().map(|(extent, _)| (extent.start, extent.count)).collect();
@@ -197,7 +197,7 @@ fn a_volume_export_is_the_guest() {
     assert_eq!(status(&export, CONTEXT_DIRTY, 100, BLOCK_BYTES), [(BLOCK_BYTES - 100, 1), (100, 0)]);
     assert!(export.block_status("other:context", 0, 512, &mut Extents::new(512, 1)).is_err());
     // A missing block is no hole, whatever the image has there.
-    volume.begin_pull(&UnitSet::full(BLOCKS), Arc::new(|_| ()));
+    volume.begin_pull(UnitSet::full(BLOCKS), Arc::new(|_| ()));
     assert_eq!(status(&export, CONTEXT_ALLOCATION, 0, size), [(size, 0)]);
     assert!(!export.is_zero(0, size));
     assert_eq!(export.try_read_now(0, &mut [0; 1]).unwrap(), Now::WouldBlock);

@@ -242,7 +242,7 @@ proptest! {
         let (fetch, requests, whole) = Requests::channel();
         let none = BTreeSet::new();
         let mut reference = Reference { disk: source.clone(), todo, asked: none.clone(), fresh: none, dropped: 0 };
-        volume.begin_pull(&set, fetch);
+        volume.begin_pull(set.clone(), fetch);
         for step in &steps {
             access(&volume, &source, &requests, &mut reference, step);
             prop_assert!(volume.todo().iter().eq(reference.todo.iter().copied()));
@@ -277,7 +277,7 @@ fn racing_threads_leave_the_reference() {
         let todo = UnitSet::full(BLOCKS);
         let volume = destination(&folder, &source, &todo);
         let (fetch, requests, whole) = Requests::channel();
-        volume.begin_pull(&todo, Arc::clone(&fetch) as Arc<dyn Fetch>);
+        volume.begin_pull(todo.clone(), Arc::clone(&fetch) as Arc<dyn Fetch>);
         let disks: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let (volume, source) = (&volume, &source);
             // The source's push, and its answers to pulls, each a thread: any block may come twice.
@@ -364,7 +364,7 @@ fn a_failed_pull_ends_the_wait() {
     let todo = UnitSet::from_extents(BLOCKS, [one(3), one(30)]);
     let volume = destination(&folder, &source, &todo);
     let (fetch, requests, whole) = Requests::channel();
-    volume.begin_pull(&todo, fetch);
+    volume.begin_pull(todo.clone(), fetch);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| volume.read(3 * BLOCK, &mut [0; 10]));
         let writer = scope.spawn(|| volume.write(30 * BLOCK + 1, &[1; 10]));
@@ -391,7 +391,7 @@ fn nothing_missing_is_whole() {
     let todo = UnitSet::empty(BLOCKS);
     let volume = destination(&folder, &source, &todo);
     let (fetch, _requests, whole) = Requests::channel();
-    volume.begin_pull(&todo, fetch);
+    volume.begin_pull(todo.clone(), fetch);
     assert_eq!(whole.load(SeqCst), 1);
     assert!(volume.fresh().is_empty());
     assert_eq!(volume.arrive(one(0), &[9; BLOCK as usize]).unwrap(), []);

@@ -122,7 +122,7 @@ fn a_return_takes_what_is_fresh() {
     let todo = away.take();
     let (asked, requests) = channel();
     let asked = std::sync::Mutex::new(asked);
-    home.begin_pull(&todo, Arc::new(move |block| asked.lock().unwrap().send(block).unwrap()));
+    home.begin_pull(todo.clone(), Arc::new(move |block| asked.lock().unwrap().send(block).unwrap()));
     std::thread::scope(|scope| {
         let guest = scope.spawn(|| {
             let mut seen = [0; 100];
@@ -147,7 +147,7 @@ fn a_drain_waits_for_what_is_in_flight() {
     let (asked, requests) = channel();
     let asked = std::sync::Mutex::new(asked);
     let todo = UnitSet::from_extents(BLOCKS, [Extent { start: 8, count: 1 }]);
-    volume.begin_pull(&todo, Arc::new(move |block| asked.lock().unwrap().send(block).unwrap()));
+    volume.begin_pull(todo.clone(), Arc::new(move |block| asked.lock().unwrap().send(block).unwrap()));
     let drained = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let guest = scope.spawn(|| volume.read(8 * BLOCK_BYTES, &mut [0; 1]).unwrap());
@@ -207,6 +207,11 @@ fn mistakes_name_the_file_and_what_is_accepted() {
     let text = message(Volume::create(&path, 4096, BLOCK_BYTES));
     assert!(text.contains("exists already"), "{text}");
     assert_eq!(std::fs::read(&path).unwrap().len(), 5000, "an existing file was touched");
+    let used = folder.path().join("used.raw");
+    let user = Volume::create(&used, BLOCK_BYTES, BLOCK_BYTES).unwrap();
+    assert!(message(Volume::open(&used, BLOCK_BYTES)).contains("in use"));
+    drop(user);
+    Volume::open(&used, BLOCK_BYTES).unwrap();
     for bad in [0, 256, 1000, 2 << 20] {
         assert!(message(Volume::open(&path, bad)).contains("from 512 B to 1 MiB"));
     }

@@ -61,9 +61,9 @@ impl Volume {
     ///
     /// # Panics
     /// `todo` is of another universe than this volume's blocks, or a guest's request is in flight.
-    pub fn begin_pull(&self, todo: &UnitSet<Block>, fetch: Arc<dyn Fetch>) {
+    pub fn begin_pull(&self, todo: UnitSet<Block>, fetch: Arc<dyn Fetch>) {
         assert_eq!(todo.len(), self.blocks(), "the missing set is not of this volume");
-        let pull = Arc::new(Pull::new(self.block_bytes, todo, fetch));
+        let pull = Arc::new(Pull::new(self.block_bytes, &todo, fetch));
         self.change_to(Arrivals::Merged(Arc::clone(&pull)));
         self.fresh.start();
         self.pulling.store(pull.missing() > 0, SeqCst);

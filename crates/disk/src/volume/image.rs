@@ -1,7 +1,7 @@
 //! The raw image file under a volume: bytes in, bytes out, and which parts of it are holes.
 
 use crate::error::DiskError;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use whimbrel_nbd::protocol::{CONTEXT_ALLOCATION, allocation};
@@ -68,6 +68,11 @@ impl Image {
     }
 
     fn over(file: File, path: &Path) -> Result<Self, DiskError> {
+        // Two guests on one image, or a disk that migrates onto itself, would ruin it. Where the file system knows no
+        // locks there is nothing to be known.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(DiskError::InUse { path: path.to_owned() });
+        }
         let file = FileBackend::from_file(file, Access::ReadWrite).map_err(DiskError::io("open", path))?;
         Ok(Image { file, path: path.to_owned() })
     }
