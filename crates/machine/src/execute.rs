@@ -8,7 +8,7 @@ use whimbrel_memory::GuestRam;
 use whimbrel_model::op::{
     MOST_SECTORS, Op, SECTOR_BYTES, VcpuState, WORDS_PER_PAGE, compute_unit, disk_content, fold, fold_bytes, new_word,
 };
-use whimbrel_model::stream::Shape;
+use whimbrel_model::stream::{Paced, Shape};
 use whimbrel_model::{Page, UnitSet};
 
 /// The longest Compute, in units of about a microsecond: an operation is atomic at a pause, so it is short.
@@ -79,9 +79,10 @@ fn attached<'a>(disk: &Option<&'a dyn GuestDisk>) -> io::Result<&'a dyn GuestDis
 }
 
 /// Whether an operation stays inside the guest and is short enough to be atomic.
-pub fn fits(op: Op, shape: &Shape) -> bool {
+#[inline]
+pub fn fits(op: &Op, shape: &Shape) -> bool {
     let page_fits = |page: u64| page < shape.pages;
-    match op {
+    match *op {
         Op::Write { page, first, words } | Op::Read { page, first, words } => {
             page_fits(page) && u64::from(first) + u64::from(words) <= WORDS_PER_PAGE
         }
@@ -116,16 +117,15 @@ impl Registers {
     ///
     /// # Errors
     /// The disk failed. Nothing is counted then; a write may have been done in part.
-    #[inline]
+    #[inline(always)]
     pub fn execute(
         &mut self,
-        op: Op,
-        units: u32,
+        paced: &Paced,
         key: u64,
         memory: &mut impl Memory,
         disk: &mut impl Disk,
     ) -> io::Result<()> {
-        match op {
+        match paced.op {
             Op::Write { page, first, words } => {
                 let base = page * WORDS_PER_PAGE;
                 memory.change(page, span(first, words), |index, old| new_word(key, base + index as u64, old));
@@ -159,7 +159,7 @@ impl Registers {
             Op::Idle { .. } => {}
         }
         self.state.operations += 1;
-        self.state.units += u64::from(units);
+        self.state.units += u64::from(paced.units);
         Ok(())
     }
 }

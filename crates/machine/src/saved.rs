@@ -110,7 +110,7 @@ impl SavedVcpu {
         if !self.free.iter().all(inside) {
             return Err("a freed page lies beyond RAM");
         }
-        if self.failed.is_some_and(|saved| !fits(saved.op, shape) || saved.interval_ns > LARGEST_COUNT) {
+        if self.failed.is_some_and(|saved| !fits(&saved.op, shape) || saved.interval_ns > LARGEST_COUNT) {
             return Err("the operation that failed lies outside the guest");
         }
         Ok(())

@@ -79,11 +79,11 @@ impl Twin {
         for (index, (vcpu, to)) in (0..).zip(self.vcpus.iter_mut().zip(to)) {
             while vcpu.registers.state.operations < *to {
                 let paced = vcpu.stream.next();
-                if !fits(paced.op, &self.shape) {
+                if !fits(&paced.op, &self.shape) {
                     return Err(MachineError::Setup(format!("the workload left its guest: {:?}", paced.op)));
                 }
                 let key = operation_key(self.seed, index, vcpu.registers.state.operations);
-                vcpu.registers.execute(paced.op, paced.units, key, &mut self.memory, &mut self.disk)?;
+                vcpu.registers.execute(&paced, key, &mut self.memory, &mut self.disk)?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use whimbrel_disk::GuestDisk;
 use whimbrel_machine::execute::{Memory, Registers};
 use whimbrel_machine::{Twin, Verdict, Verification};
 use whimbrel_model::op::{Op, operation_key};
-use whimbrel_model::{PAGE_BYTES, Rng, Stream};
+use whimbrel_model::{PAGE_BYTES, Paced, Rng, Stream};
 use whimbrel_workloads::BuildContext;
 
 type PageImage = [u8; PAGE_BYTES as usize];
@@ -206,7 +206,7 @@ fn a_repeated_or_lost_operation_is_different_for_good() {
                 let mut registers = Registers::new(plan.shape.pages);
                 let disk = guest.disk.clone().unwrap();
                 let mut disk = Some(&*disk as &dyn GuestDisk);
-                registers.execute(op, 0, key, &mut &*guest.ram, &mut disk).unwrap();
+                registers.execute(&Paced { op, interval_ns: 0, units: 0 }, key, &mut &*guest.ram, &mut disk).unwrap();
             } else if let Op::Write { page, first, words } = op {
                 // What one does that loses it: here, that one word was never written.
                 let mut word = u64::from(first);

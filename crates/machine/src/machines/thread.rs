@@ -11,6 +11,7 @@ use crate::saved::SavedState;
 use control::{Command, Control, Place, lock};
 use std::io;
 use std::num::NonZeroU64;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -75,8 +76,9 @@ fn serve(board: &Board, index: usize, vcpu: &Mutex<Vcpu>) {
     while let Some(run) = board.control.await_run(failed_run) {
         let mut vcpu = lock(vcpu);
         seat.enter(Place::Executing);
-        let outcome = vcpu.run(board);
-        if let Err(error) = outcome {
+        // A panic has said what it is; the machine must be able to pause and to say that it failed.
+        let outcome = catch_unwind(AssertUnwindSafe(|| vcpu.run(board)));
+        if let Err(error) = outcome.unwrap_or_else(|_| Err(io::Error::other("it panicked"))) {
             board.control.fail(format!("vCPU {index}: {error}"));
             failed_run = run;
         }
@@ -168,7 +170,7 @@ impl Machine for ThreadMachine {
     fn stop(&self) {
         self.board.control.command(Command::Stop);
         for thread in lock(&self.threads).drain(..) {
-            // A vCPU that panicked has said so on its own.
+            // What panics in a vCPU is caught there.
             let _ = thread.join();
         }
     }

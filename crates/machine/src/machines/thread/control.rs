@@ -21,7 +21,7 @@ use std::time::Duration;
 use whimbrel_model::Nanos;
 
 /// How long a vCPU that idles or waits sleeps at most before it gives a heartbeat.
-const SLICE_NS: u64 = 150_000;
+const SLICE_NS: u64 = 170_000;
 
 /// How often a waiting caller looks by itself, should a notice come early.
 const LOOK_AGAIN: Duration = Duration::from_micros(200);
@@ -83,9 +83,10 @@ impl Seat {
         self.place.load(SeqCst) == place as u8
     }
 
-    /// A heartbeat.
+    /// A heartbeat. Only the vCPU's own thread gives one, so plain loads and stores do.
     pub(super) fn beat(&self, now: Nanos) {
-        let last = self.last_beat.swap(now.0, Relaxed);
+        let last = self.last_beat.load(Relaxed);
+        self.last_beat.store(now.0, Relaxed);
         if last != 0 && now.0.saturating_sub(last) > self.longest.load(Relaxed) {
             self.longest.store(now.0 - last, Relaxed);
         }

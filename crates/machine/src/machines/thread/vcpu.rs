@@ -13,7 +13,7 @@ use whimbrel_model::Nanos;
 use whimbrel_model::op::{Op, operation_key};
 use whimbrel_model::stream::{Paced, Pacing, Shape, Stream, StreamError};
 
-/// Work between two looks at the clock, in nanoseconds as [`cost`] guesses it. A look takes some 30 ns; and while a dirty
+/// Work between two looks at the clock, in nanoseconds by a guess. A look takes some 30 ns; and while a dirty
 /// log is armed, the first write to each page takes over ten times the guess, and still the heartbeats come in time.
 const LOOK_EVERY_NS: u64 = 8_000;
 
@@ -77,6 +77,7 @@ impl Vcpu {
             }
         }
         let now = monotonic();
+        self.publish(seat);
         if !tempo.away {
             seat.beat(now);
         }
@@ -95,6 +96,7 @@ impl Vcpu {
         tempo.spent = 0;
         tempo.away = false;
         seat.beat(tempo.now);
+        self.publish(seat);
         if let Some(until) = tempo.idle_until {
             if tempo.now < until {
                 seat.nap(tempo.now, until);
@@ -104,7 +106,8 @@ impl Vcpu {
         }
         if let Some(due) = self.due {
             if tempo.now < due {
-                seat.nap(tempo.now, due);
+                // A whole slice: what becomes due meanwhile goes in one burst, and a wake-up costs more than most bursts.
+                seat.nap(tempo.now, Nanos(u64::MAX));
                 return false;
             }
             self.due = Some(in_credit(board.pacing, due, tempo.now));
@@ -132,42 +135,64 @@ impl Vcpu {
     /// Executes one operation.
     #[inline]
     fn step(&mut self, board: &Board, seat: &Seat, tempo: &mut Tempo) -> io::Result<()> {
-        let paced = self.failed.take().unwrap_or_else(|| self.stream.next());
-        let op = paced.op;
-        if !fits(op, &board.shape) {
-            return Err(io::Error::other(format!("the workload left its guest: {op:?}")));
+        // The operation is never copied: a copy in other pieces than it was written in stalls the processor.
+        let paced = &if self.failed.is_none() { self.stream.next() } else { self.failed.take().expect("it is some") };
+        if !fits(&paced.op, &board.shape) {
+            return Err(io::Error::other(format!("the workload left its guest: {:?}", paced.op)));
         }
-        let key = operation_key(board.seed, self.index, self.registers.state.operations);
-        let mut disk = board.disk.as_deref();
-        let at_disk = matches!(op, Op::DiskRead { .. } | Op::DiskWrite { .. } | Op::Flush);
-        tempo.away = at_disk;
-        if at_disk {
-            seat.enter(Place::AtDisk);
-            if !board.control.runs() {
-                board.control.notify();
+        match paced.op {
+            Op::Write { words, .. } | Op::Read { words, .. } => {
+                tempo.spent += 100 + u64::from(words);
+                self.execute(board, paced, &mut None)?;
             }
-        }
-        if let Err(error) = self.registers.execute(op, paced.units, key, &mut &*board.ram, &mut disk) {
-            self.failed = Some(paced);
-            return Err(error);
-        }
-        seat.operations.store(self.registers.state.operations, Relaxed);
-        seat.units.store(self.registers.state.units, Relaxed);
-        if at_disk {
-            seat.enter(Place::Executing);
-            // The clock has gone on, nobody knows how far.
-            tempo.spent = LOOK_EVERY_NS;
-        } else {
-            tempo.spent += cost(op);
-        }
-        if let Op::Idle { nanos } = op {
-            tempo.idle_until = Some(monotonic().plus(Nanos(nanos)));
+            Op::DiskRead { .. } | Op::DiskWrite { .. } | Op::Flush => self.at_disk(board, seat, tempo, paced)?,
+            Op::Compute { .. } | Op::Allocate { .. } | Op::Free { .. } => {
+                tempo.spent += LOOK_EVERY_NS / 4;
+                self.execute(board, paced, &mut None)?;
+            }
+            Op::Idle { nanos } => {
+                self.execute(board, paced, &mut None)?;
+                tempo.idle_until = Some(monotonic().plus(Nanos(nanos)));
+            }
         }
         if paced.interval_ns > 0 {
             let from = self.due.unwrap_or(tempo.now);
             self.due = Some(from.plus(Nanos(paced.interval_ns)));
         }
         Ok(())
+    }
+
+    /// Executes an operation of the disk: the vCPU has left guest code meanwhile.
+    #[inline(never)]
+    fn at_disk(&mut self, board: &Board, seat: &Seat, tempo: &mut Tempo, paced: &Paced) -> io::Result<()> {
+        self.publish(seat);
+        seat.enter(Place::AtDisk);
+        if !board.control.runs() {
+            board.control.notify();
+        }
+        tempo.away = true;
+        // The clock will have gone on, nobody knows how far.
+        tempo.spent = LOOK_EVERY_NS;
+        let outcome = self.execute(board, paced, &mut board.disk.as_deref());
+        if outcome.is_ok() {
+            self.publish(seat);
+            seat.enter(Place::Executing);
+        } else {
+            self.failed = Some(*paced);
+        }
+        outcome
+    }
+
+    #[inline(always)]
+    fn execute(&mut self, board: &Board, paced: &Paced, disk: &mut Option<&dyn GuestDisk>) -> io::Result<()> {
+        let key = operation_key(board.seed, self.index, self.registers.state.operations);
+        self.registers.execute(paced, key, &mut &*board.ram, disk)
+    }
+
+    /// Tells how far the vCPU is.
+    fn publish(&self, seat: &Seat) {
+        seat.operations.store(self.registers.state.operations, Relaxed);
+        seat.units.store(self.registers.state.units, Relaxed);
     }
 
     /// The vCPU's part of the device state at the instant `now`.
@@ -205,18 +230,6 @@ fn in_credit(pacing: Pacing, due: Nanos, now: Nanos) -> Nanos {
         Pacing::OpenCatchUp => due,
         Pacing::Closed => Nanos(now.0 - CREDIT_NS),
         Pacing::OpenSkip => now,
-    }
-}
-
-/// A guess at what an operation takes, in nanoseconds, rather too high.
-#[inline]
-fn cost(op: Op) -> u64 {
-    match op {
-        Op::Write { words, .. } | Op::Read { words, .. } => 50 + 5 * u64::from(words),
-        Op::Compute { units } => 1000 * u64::from(units),
-        Op::Allocate { .. } => 2000,
-        Op::Free { .. } => 50,
-        Op::Idle { .. } | Op::DiskRead { .. } | Op::DiskWrite { .. } | Op::Flush => LOOK_EVERY_NS,
     }
 }
 
