@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use whimbrel_machine::execute::Registers;
 use whimbrel_machine::machines::MACHINES;
-use whimbrel_machine::{Machine, MachineSetup, fill_ram};
+use whimbrel_machine::{Machine, MachineSetup, Twin, TwinSetup, fill_ram};
 use whimbrel_memory::GuestRam;
 use whimbrel_model::op::operation_key;
 use whimbrel_model::stream::Shape;
@@ -85,10 +85,35 @@ fn report_pace(ram: &Arc<GuestRam>) {
     }
 }
 
+/// How fast the twin follows and compares.
+fn report_twin(ram: &Arc<GuestRam>) {
+    let choice = choice(json!({}));
+    let content = choice.content().clone();
+    fill_ram(ram, SHAPE.pages, &content, 1);
+    let machine = machine(&choice, ram);
+    machine.run();
+    std::thread::sleep(SPAN);
+    machine.pause();
+    let state = machine.save_state().expect("it is paused");
+    let setup = TwinSetup { shape: SHAPE, seed: 1, content, streams: streams(&choice) };
+    let mut twin = Twin::new(setup).expect("a twin");
+    let operations = machine.progress().operations;
+    let start = processor_s();
+    twin.advance(&operations).expect("it is behind");
+    let followed = processor_s();
+    assert!(twin.check(&state, ram, None).expect("a state").is_good());
+    println!(
+        "twin: {:.1} M operations/s, then 256 MiB compared in {:.2} s of processor time",
+        operations[0] as f64 / 1e6 / (followed - start),
+        processor_s() - followed
+    );
+}
+
 fn main() {
     let ram = GuestRam::create(SHAPE.pages * 4096).expect("memory");
     ram.populate().expect("memory");
     report_pace(&ram);
+    report_twin(&ram);
     for table in [
         json!({ "working_set": "64 MiB" }),
         json!({ "working_set": "1 MiB" }),
