@@ -38,6 +38,12 @@ pub enum Command {
         /// A file with the secret that a coordinator and the other host must know; required beyond loopback
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
+        /// The folder for disk images; otherwise the system's folder for temporary files
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+        /// End when standard input does: for a program that starts agents and may itself be killed
+        #[arg(long)]
+        until_input_ends: bool,
     },
     /// List what an experiment may name
     List {

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod closing_table;
 pub mod commands;
 pub mod display;
+mod embedded;
 pub mod environment;
 pub mod experiment;
 pub mod families;

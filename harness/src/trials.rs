@@ -3,11 +3,21 @@
 //! The loop knows experiments and files; whoever implements [`Trials`] knows hosts and migrations. [`open`] gives the
 //! real one.
 
+use crate::BadInput;
 use crate::cli::RunOptions;
+use crate::embedded::Embedded;
 use crate::experiment::{Cell, Experiment};
+use crate::experiment::{Setting, Via};
 use crate::interrupt::Interrupt;
+use std::collections::HashMap;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+use whimbrel_migration::commands::{DiskSpec, GuestSpec, LinkSpec};
+use whimbrel_migration::core::Progress as EngineProgress;
 use whimbrel_migration::report::Facts;
-use whimbrel_model::{Phase, Recorded};
+use whimbrel_migration::session::{self, Control, Host, Hosts, Prepared, TrialPlan};
+use whimbrel_model::{ByteRate, Phase, Recorded};
+use whimbrel_wire::Token;
 
 /// Makes trials.
 pub trait Trials {
@@ -84,19 +94,197 @@ pub struct Progress {
 /// # Errors
 /// [`crate::BadInput`] where a host can't be reached, is of another version or refuses the token.
 pub fn open(options: &RunOptions, interrupt: &Interrupt) -> anyhow::Result<Box<dyn Trials>> {
-    let _ = (options, interrupt);
-    anyhow::bail!("this build has no engine")
+    let place = match (options.source, options.destination) {
+        (Some(source), Some(destination)) => {
+            let token = options.token_file.as_deref().map(Token::from_file).transpose();
+            let hosts = Hosts::new(Host::at(source), Host::at(destination), token.map_err(bad)?);
+            hosts.check().map_err(bad)?;
+            Place::Remote(hosts)
+        }
+        _ => Place::Embedded(Embedded::new()?),
+    };
+    Ok(Box::new(RealTrials { place, interrupt: interrupt.clone(), controls: HashMap::new() }))
 }
 
-/// Serves as a host's agent until interrupted.
-///
-/// # Errors
-/// [`crate::BadInput`] where the address is in use, or is not loopback and no token is given.
-pub fn serve_host(
-    listen: std::net::SocketAddr,
-    token: Option<&std::path::Path>,
-    interrupt: &Interrupt,
-) -> anyhow::Result<u8> {
-    let _ = (listen, token, interrupt);
-    anyhow::bail!("this build has no engine")
+fn bad(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
+    BadInput(format!("{:#}", anyhow::Error::from(error))).into()
+}
+
+/// How long the control run of a cell takes.
+const CONTROL_TIME: Duration = Duration::from_millis(1500);
+
+/// How long a guest runs at the destination before it is stopped and judged.
+const TAIL: Duration = Duration::from_millis(250);
+
+enum Place {
+    Remote(Hosts),
+    Embedded(Embedded),
+}
+
+struct RealTrials {
+    place: Place,
+    interrupt: Interrupt,
+    /// Control runs by what they depend on: the guest, its workload and its seed.
+    controls: HashMap<String, Control>,
+}
+
+impl Trials for RealTrials {
+    fn prepare(&mut self, experiment: &Experiment) -> anyhow::Result<()> {
+        let netns = experiment.cells.iter().any(|c| c.setting.link.via == Via::Netns);
+        match &self.place {
+            Place::Remote(_) if netns => {
+                let why = "link.via = \"netns\" needs both hosts on this one; leave --source and --destination out";
+                Err(BadInput(format!("{}: {why}", experiment.origin)).into())
+            }
+            Place::Embedded(_) if netns => whimbrel_wire::netns::available().map_err(bad),
+            _ => Ok(()),
+        }
+    }
+
+    fn run(&mut self, request: &Request<'_>, progress: &mut dyn FnMut(Progress)) -> anyhow::Result<Vec<Trip>> {
+        let setting = &request.cell.setting;
+        let (hosts, placement) = match &mut self.place {
+            Place::Remote(hosts) => (hosts.clone(), "two-hosts"),
+            Place::Embedded(embedded) => (embedded.hosts(&setting.link)?, "one-host"),
+        };
+        let made = {
+            let _watch = HangUp::watch(&self.interrupt, &hosts);
+            make(request, &hosts, &mut self.controls, progress)
+        };
+        if made.is_err()
+            && let Place::Embedded(embedded) = &mut self.place
+        {
+            // Whatever state the children are in, the next trial begins with new ones.
+            embedded.end();
+        }
+        let named = |(guest, trip, made): (u32, u32, session::Trip)| Trip {
+            guest,
+            trip,
+            accelerator: "none".to_owned(),
+            placement: placement.to_owned(),
+            events: made.events,
+            facts: made.facts,
+        };
+        Ok(made?.into_iter().map(named).collect())
+    }
+}
+
+/// Makes the control run, if there is none yet, and then the trial: all guests at the same time.
+fn make(
+    request: &Request<'_>,
+    hosts: &Hosts,
+    controls: &mut HashMap<String, Control>,
+    progress: &mut dyn FnMut(Progress),
+) -> anyhow::Result<Vec<(u32, u32, session::Trip)>> {
+    let setting = &request.cell.setting;
+    let plans: Vec<TrialPlan> = (0..setting.guest.count).map(|guest| plan(setting, request.seed, guest)).collect();
+    let stage = |stage| Progress { stage, ..Progress::default() };
+    let mut baselines = Vec::new();
+    for plan in &plans {
+        let key = format!("{:?}", (&plan.guest.seed, &setting.guest, setting.workload.resolved()));
+        if !controls.contains_key(&key) {
+            progress(stage("control run"));
+            controls.insert(key.clone(), session::control_run(hosts, &plan.guest, CONTROL_TIME)?);
+        }
+        baselines.push(controls[&key].clone());
+    }
+    progress(stage("filling"));
+    let prepared = plans.iter().map(|plan| Prepared::new(hosts, plan)).collect::<Result<Vec<_>, _>>()?;
+    progress(stage("settling"));
+    std::thread::scope(|scope| {
+        let (news, heard) = std::sync::mpsc::channel();
+        let moving: Vec<_> = (0..)
+            .zip(prepared.into_iter().zip(&baselines))
+            .map(|(guest, (prepared, control))| {
+                let news = news.clone();
+                scope.spawn(move || prepared.run(Some(control), &mut |p| drop(news.send(shown(guest, &p)))))
+            })
+            .collect();
+        drop(news);
+        heard.iter().for_each(|p| progress(p));
+        let mut trips = Vec::new();
+        for (guest, moved) in (0..).zip(moving) {
+            let moved = moved.join().map_err(|_| anyhow::anyhow!("the trial of guest {guest} panicked"))?;
+            trips.extend((0..).zip(moved?).map(|(trip, made)| (guest, trip, made)));
+        }
+        Ok(trips)
+    })
+}
+
+fn shown(guest: u32, progress: &EngineProgress) -> Progress {
+    Progress {
+        guest,
+        stage: "",
+        phase: Some(progress.phase),
+        round: progress.round,
+        sent_bytes: progress.memory_bytes + progress.disk_bytes,
+        remaining_bytes: progress.remaining_bytes,
+        dirty_bytes_per_s: progress.dirty_bytes_per_s,
+        bandwidth_bytes_per_s: progress.bandwidth_bytes_per_s,
+        predicted_downtime_ns: progress.predicted_downtime_ns,
+    }
+}
+
+/// A cell's setting as the engine wants it. Each guest of a trial has a seed of its own.
+fn plan(setting: &Setting, seed: u64, guest: u32) -> TrialPlan {
+    let link = &setting.link;
+    let in_kernel = link.via == Via::Netns;
+    let rate = |rate: Option<ByteRate>| rate.filter(|_| !in_kernel).map(|r| r.0);
+    let side = |egress, ingress| LinkSpec {
+        egress_bytes_per_s: rate(egress),
+        ingress_bytes_per_s: rate(ingress),
+        delay_ns: link.delay.0,
+    };
+    let of = &setting.guest;
+    let disk = |bytes: whimbrel_model::Bytes| DiskSpec {
+        bytes: bytes.0,
+        filled_bytes: of.filled.0,
+        block_bytes: of.block_size.0,
+    };
+    TrialPlan {
+        guest: GuestSpec {
+            name: format!("guest-{guest}"),
+            machine: of.machine.to_owned(),
+            seed: if guest == 0 { seed } else { whimbrel_model::rng::derive(seed, u64::from(guest)) >> 11 },
+            ram_bytes: of.ram.0,
+            vcpus: of.vcpus,
+            disk: of.disk.map(disk),
+            workload: setting.workload.clone(),
+        },
+        memory: setting.memory.clone(),
+        disk: setting.disk.clone().unwrap_or_default(),
+        source_link: side(link.rate, None),
+        // A destination of its own speed receives no faster than it sends.
+        destination_link: side(link.destination_rate.or(link.rate), link.destination_rate),
+        settle: of.settle.into(),
+        tail: TAIL,
+        trips: of.trips,
+        verify: true,
+    }
+}
+
+/// Hangs up on the agents once the person wants the program to end.
+struct HangUp {
+    over: Option<std::sync::mpsc::Sender<()>>,
+}
+
+impl HangUp {
+    fn watch(interrupt: &Interrupt, hosts: &Hosts) -> Self {
+        let (over, is_over) = std::sync::mpsc::channel::<()>();
+        let (interrupt, hosts) = (interrupt.clone(), hosts.clone());
+        std::thread::spawn(move || {
+            while is_over.recv_timeout(Duration::from_millis(50)) == Err(RecvTimeoutError::Timeout) {
+                if interrupt.raised() {
+                    hosts.hang_up();
+                }
+            }
+        });
+        HangUp { over: Some(over) }
+    }
+}
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        drop(self.over.take());
+    }
 }

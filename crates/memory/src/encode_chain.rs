@@ -1,7 +1,7 @@
 //! A chain of encodings: each page goes by the first that pays, else as it is.
 
 use crate::encode::{Encode, Encoding, PageBytes};
-use crate::encodings::{ENCODINGS, TAKES_ALL};
+use crate::encodings::{ENCODINGS, TAKES_ALL, TELLS_ZERO};
 use whimbrel_model::{ParameterError, Parameters};
 
 /// An encoded page.
@@ -18,8 +18,10 @@ pub struct Encoded<'a> {
 /// A chain knows what the other end holds from what it encoded. So every page that goes to one destination goes through
 /// one chain, what it yields is sent in order on one lane, and where that can't be said any more, [`EncodeChain::forget`]
 /// is called: when pages go another way too, or when the destination drops stale pages at the switchover.
+#[derive(Default)]
 pub struct EncodeChain {
     members: Vec<Box<dyn Encode>>,
+    tells_zero: bool,
     out: Vec<u8>,
 }
 
@@ -42,12 +44,18 @@ impl EncodeChain {
             .iter()
             .map(|name| (ENCODINGS.find(name.as_ref())?.build)(parameters))
             .collect::<Result<_, ParameterError>>()?;
-        Ok(EncodeChain { members, out: Vec::new() })
+        let tells_zero = names.iter().any(|name| name.as_ref() == TELLS_ZERO);
+        Ok(EncodeChain { members, tells_zero, out: Vec::new() })
     }
 
     /// Whether pages may be read while the guest writes them. Else each needs a stable private copy.
     pub fn live(&self) -> bool {
         self.members.iter().all(|member| member.live())
+    }
+
+    /// Whether a page of zeros goes as such, without content: all that a live chain can tell of a page.
+    pub fn tells_zero(&self) -> bool {
+        self.tells_zero
     }
 
     /// Encodes `content`, the page numbered `page`, which is from then on what the other end holds.

@@ -16,6 +16,9 @@ pub const ENCODINGS: Registry<MakeEncode> =
 /// The encoding that takes every page: what stands behind it in a chain would do nothing.
 pub(crate) const TAKES_ALL: &str = raw::ENTRY.name;
 
+/// The member that tells pages of zeros.
+pub(crate) const TELLS_ZERO: &str = zero::ENTRY.name;
+
 /// Turns `payload` into the page that it encodes. `page` holds the version that this end has so far.
 ///
 /// Never panics, whatever the bytes; takes no memory.

@@ -1,6 +1,6 @@
 //! The agent of a host: listens, lets coordinators make, run and move guests, and takes in guests from other hosts.
 
-use crate::commands::{Account, Answer, Command, GuestSpec, MoveSpec};
+use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use crate::core::Ending;
 use crate::driver::{
     Arrived, DestinationParts, DriverError, SourceParts, WorkWatch, accept_roles, connect_roles, in_words,
@@ -50,11 +50,29 @@ struct Shared {
     token: Option<Token>,
     directory: PathBuf,
     pool: Arc<RamPool>,
+    /// The host's network card: all moves with the same settings go through one.
+    card: Mutex<Option<(LinkSpec, Nic)>>,
     /// Moves that this host expects: where to hand their connections.
     expected: Mutex<HashMap<u64, Sender<(Role, std::net::TcpStream)>>>,
 }
 
 impl Shared {
+    /// This host's card as the move says, with books of the move's own.
+    fn nic(&self, link: LinkSpec) -> Nic {
+        let mut card = self.card.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((set, nic)) = &*card
+            && *set == link
+        {
+            return nic.for_session();
+        }
+        let rate = |bytes_per_s: Option<f64>| bytes_per_s.map(ByteRate);
+        let delay = Duration::from_nanos(link.delay_ns);
+        let nic = Nic::new(rate(link.egress_bytes_per_s), rate(link.ingress_bytes_per_s), delay);
+        let own = nic.for_session();
+        *card = Some((link, nic));
+        own
+    }
+
     fn expected(&self) -> MutexGuard<'_, HashMap<u64, Sender<(Role, std::net::TcpStream)>>> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,8 +89,13 @@ impl Agent {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
         }
         let listener = TcpListener::bind(setup.listen).await?;
-        let shared =
-            Shared { token: setup.token, directory: setup.directory, pool: Arc::default(), expected: Mutex::default() };
+        let shared = Shared {
+            token: setup.token,
+            directory: setup.directory,
+            pool: Arc::default(),
+            card: Mutex::default(),
+            expected: Mutex::default(),
+        };
         Ok(Agent { listener, shared: Arc::new(shared) })
     }
 
@@ -261,7 +284,7 @@ impl Desk {
             }
         }
         let guest = self.guest()?;
-        let nic = nic(movement);
+        let nic = self.shared.nic(movement.link);
         let recorder = Recorder::new(Mark::Destination);
         let (hand_over, coming) = std::sync::mpsc::channel();
         self.shared.expected().insert(movement.session, hand_over);
@@ -307,7 +330,7 @@ impl Desk {
         self.watch = None;
         self.recorder = Recorder::new(Mark::Source);
         self.recorder.record_at(requested, Event::Moment { moment: Moment::Requested });
-        let nic = nic(movement);
+        let nic = self.shared.nic(movement.link);
         let guest = self.guest.as_ref().ok_or_else(no_guest)?;
         guest.machine.reset_silence();
         let missing_blocks = guest.volume.as_ref().map(|volume| match movement.incremental {
@@ -393,13 +416,6 @@ impl Desk {
 
 fn no_guest() -> DriverError {
     DriverError::Protocol("there is no guest here".to_owned())
-}
-
-/// This host's card, as the move says.
-fn nic(movement: &MoveSpec) -> Nic {
-    let link = movement.link;
-    let rate = |bytes_per_s: Option<f64>| bytes_per_s.map(ByteRate);
-    Nic::new(rate(link.egress_bytes_per_s), rate(link.ingress_bytes_per_s), Duration::from_nanos(link.delay_ns))
 }
 
 /// CPU time of this process, in nanoseconds.

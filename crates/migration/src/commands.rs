@@ -45,7 +45,7 @@ pub struct DiskSpec {
 }
 
 /// A host's side of the link.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LinkSpec {
     /// The most that this host sends, in bytes a second; `None`: unlimited.
     pub egress_bytes_per_s: Option<f64>,

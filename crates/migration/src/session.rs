@@ -7,7 +7,8 @@ use crate::report::{
     Alive, ControlRun, Cpu, Energy, Facts, LinkCounters, OfferedFacts, Outcome, Verdict as RowVerdict, Verify,
 };
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use whimbrel_disk::DiskChoice;
 use whimbrel_machine::{Verdict, Verification};
@@ -42,15 +43,73 @@ pub enum SessionError {
     },
 }
 
+/// How a coordinator reaches an agent.
+pub type Dial = Arc<dyn Fn() -> io::Result<TcpStream> + Send + Sync>;
+
+/// One host.
+#[derive(Clone)]
+pub struct Host {
+    /// Its agent's address, as the other host reaches it.
+    pub address: SocketAddr,
+    /// How its agent is reached from here.
+    pub dial: Dial,
+}
+
+impl Host {
+    /// A host whose agent is reached from here as from anywhere else.
+    pub fn at(address: SocketAddr) -> Self {
+        Host { address, dial: Arc::new(move || TcpStream::connect(address)) }
+    }
+}
+
 /// The two hosts of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Hosts {
-    /// The source's agent, as the coordinator reaches it.
-    pub source: SocketAddr,
-    /// The destination's agent, as the coordinator and the source reach it.
-    pub destination: SocketAddr,
-    /// What the agents want to know.
-    pub token: Option<Token>,
+    source: Host,
+    destination: Host,
+    token: Option<Token>,
+    /// The connections that are open, so that they can be hung up.
+    open: Arc<Mutex<Vec<Weak<TcpStream>>>>,
+}
+
+impl Hosts {
+    /// These two hosts, whose agents want to know `token`.
+    pub fn new(source: Host, destination: Host, token: Option<Token>) -> Self {
+        Hosts { source, destination, token, open: Arc::default() }
+    }
+
+    /// Whether both agents answer, speak this version and take the token.
+    ///
+    /// # Errors
+    /// One of them doesn't.
+    pub fn check(&self) -> Result<(), SessionError> {
+        self.call("source")?;
+        self.call("destination").map(drop)
+    }
+
+    /// Ends every connection: what waits for an agent fails, and the agents discard their guests.
+    pub fn hang_up(&self) {
+        for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
+            // It fails only if the agent was quicker.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn call(&self, host: &'static str) -> Result<Agent, SessionError> {
+        let Host { address, dial } = if host == "source" { &self.source } else { &self.destination };
+        let open = || {
+            let mut stream = dial()?;
+            stream.set_nodelay(true)?;
+            offer(&mut stream, &Hello { role: Role::Coordinator, session: SessionId(0) }, self.token.as_ref())?;
+            Ok(stream)
+        };
+        let stream = open().map_err(|source| SessionError::Agent { host, address: *address, source })?;
+        let stream = Arc::new(stream);
+        let mut known = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|stream| stream.strong_count() > 0);
+        known.push(Arc::downgrade(&stream));
+        Ok(Agent { host, address: *address, stream })
+    }
 }
 
 /// One trial: a guest, and how it moves.
@@ -100,30 +159,20 @@ pub struct Trip {
 struct Agent {
     host: &'static str,
     address: SocketAddr,
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
 }
 
 impl Agent {
-    fn connect(host: &'static str, address: SocketAddr, token: Option<&Token>) -> Result<Self, SessionError> {
-        let open = || {
-            let mut stream = TcpStream::connect(address)?;
-            stream.set_nodelay(true)?;
-            offer(&mut stream, &Hello { role: Role::Coordinator, session: SessionId(0) }, token)?;
-            Ok(stream)
-        };
-        let stream = open().map_err(|source| SessionError::Agent { host, address, source })?;
-        Ok(Agent { host, address, stream })
-    }
-
     fn ask(&mut self, command: &Command) -> Result<Answer, SessionError> {
         self.ask_showing(command, &mut |_| {})
     }
 
     fn ask_showing(&mut self, command: &Command, progress: &mut dyn FnMut(Progress)) -> Result<Answer, SessionError> {
         let failed = |source| SessionError::Agent { host: self.host, address: self.address, source };
-        write_frame(&mut self.stream, command, &[]).map_err(failed)?;
+        let mut stream: &TcpStream = &self.stream;
+        write_frame(&mut stream, command, &[]).map_err(failed)?;
         loop {
-            match read_frame::<Answer>(&mut self.stream).map_err(failed)?.0 {
+            match read_frame::<Answer>(&mut stream).map_err(failed)?.0 {
                 Answer::Progress { progress: how_far } => progress(how_far),
                 Answer::Refused { reason } => return Err(SessionError::Refused { host: self.host, reason }),
                 answer => return Ok(answer),
@@ -151,7 +200,7 @@ impl Agent {
 /// # Errors
 /// The source's agent is gone or refuses.
 pub fn control_run(hosts: &Hosts, guest: &GuestSpec, time: Duration) -> Result<Control, SessionError> {
-    let mut agent = Agent::connect("source", hosts.source, hosts.token.as_ref())?;
+    let mut agent = hosts.call("source")?;
     agent.done(&Command::Create { spec: guest.clone() })?;
     let command = Command::Control { for_ns: time.as_nanos() as u64 };
     let (run, dirtied) = agent.expect(&command, |a| match a {
@@ -182,33 +231,45 @@ fn achieved(run: &ControlRun, guest: &GuestSpec) -> Option<f64> {
     (guest.workload.unit() == "pages").then(|| (last.units - first.units) as f64 * PAGE_BYTES as f64 * 1e9 / ns as f64)
 }
 
-/// Makes one trial: all its trips, in order. A trip that fails is a trip too, and the last one.
-///
-/// # Errors
-/// The trial could not begin: an agent is gone or refuses to make the guest.
-pub fn run_trial(
-    hosts: &Hosts,
-    plan: &TrialPlan,
-    control: Option<&Control>,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Vec<Trip>, SessionError> {
-    let token = hosts.token.as_ref();
-    let mut here = Agent::connect("source", hosts.source, token)?;
-    let mut there = Agent::connect("destination", hosts.destination, token)?;
-    here.done(&Command::Create { spec: plan.guest.clone() })?;
-    here.done(&Command::Run {})?;
-    std::thread::sleep(plan.settle);
-    let mut trips = Vec::new();
-    for trip in 1..=plan.trips.max(1) {
-        let done = Move { plan, control, trip }.make(&mut here, &mut there, progress)?;
-        let completed = done.facts.outcome == Some(Outcome::Completed);
-        trips.push(done);
-        if !completed {
-            break;
-        }
-        std::mem::swap(&mut here, &mut there);
+/// A guest that is made and waits, before operation 0, to be run and moved.
+pub struct Prepared<'a> {
+    plan: &'a TrialPlan,
+    here: Agent,
+    there: Agent,
+}
+
+impl<'a> Prepared<'a> {
+    /// Makes the guest at the source.
+    ///
+    /// # Errors
+    /// An agent is gone, or refuses to make the guest.
+    pub fn new(hosts: &Hosts, plan: &'a TrialPlan) -> Result<Self, SessionError> {
+        let mut here = hosts.call("source")?;
+        let there = hosts.call("destination")?;
+        here.done(&Command::Create { spec: plan.guest.clone() })?;
+        Ok(Prepared { plan, here, there })
     }
-    Ok(trips)
+
+    /// Runs the guest and makes all its trips, in order. A trip that fails is a trip too, and the last one.
+    ///
+    /// # Errors
+    /// The first trip could not begin: an agent is gone, or refuses.
+    pub fn run(self, control: Option<&Control>, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Trip>, SessionError> {
+        let Prepared { plan, mut here, mut there } = self;
+        here.done(&Command::Run {})?;
+        std::thread::sleep(plan.settle);
+        let mut trips = Vec::new();
+        for trip in 1..=plan.trips.max(1) {
+            let done = Move { plan, control, trip }.make(&mut here, &mut there, progress)?;
+            let completed = done.facts.outcome == Some(Outcome::Completed);
+            trips.push(done);
+            if !completed {
+                break;
+            }
+            std::mem::swap(&mut here, &mut there);
+        }
+        Ok(trips)
+    }
 }
 
 /// One move of a trial.

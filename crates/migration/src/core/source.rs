@@ -466,11 +466,6 @@ impl SourceCore {
         if !self.switchover.memory_taken || !disk_taken {
             return;
         }
-        if let Some(device) = self.switchover.state.take() {
-            let missing_pages = self.left_behind_pages();
-            let missing_blocks = self.left_behind_blocks();
-            effects.push(SourceEffect::Say(Message::State { device, missing_pages, missing_blocks }));
-        }
         let carried = self.memory.is_quiet() && (self.memory_rest == Rest::LeaveBehind || self.memory.is_empty());
         if carried && !self.switchover.barrier {
             self.switchover.barrier = true;
@@ -485,6 +480,12 @@ impl SourceCore {
             let round = self.disk.as_mut().and_then(|d| d.close_paused_round(now, self.requested));
             effects.extend(round.map(|round| SourceEffect::Record(Event::Round { round })));
             effects.push(record(Moment::DiskCarried));
+        }
+        // Only now: with the state the destination begins to keep what its guest has, and would drop what comes late.
+        if disk_carried && let Some(device) = self.switchover.state.take() {
+            let missing_pages = self.left_behind_pages();
+            let missing_blocks = self.left_behind_blocks();
+            effects.push(SourceEffect::Say(Message::State { device, missing_pages, missing_blocks }));
         }
         if self.switchover.loaded && self.switchover.barrier && disk_carried {
             self.hand_over(now, effects);

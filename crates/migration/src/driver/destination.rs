@@ -251,7 +251,7 @@ impl Destination {
                 let stream = self.disk_pull.take();
                 let stream = stream.ok_or_else(|| DriverError::Protocol("there is no stream for pulls".to_owned()))?;
                 let news = DiskNews { inputs: self.inputs.clone(), recorder: self.recorder.clone() };
-                volume.begin_pull(&blocks, Puller::start(&self.runtime, stream, Arc::clone(volume), news));
+                volume.begin_pull(blocks, Puller::start(&self.runtime, stream, Arc::clone(volume), news));
             }
             _ => {}
         }

@@ -140,6 +140,7 @@ pub struct World {
     source_ending: Option<Ending>,
     destination_ending: Option<Ending>,
     source_timer: Option<Nanos>,
+    guarded: bool,
     error: Option<String>,
 }
 
@@ -183,6 +184,7 @@ impl World {
             source_ending: None,
             destination_ending: None,
             source_timer: None,
+            guarded: false,
             error: None,
         }
     }
@@ -331,7 +333,8 @@ impl World {
         if !self.link_up {
             return;
         }
-        let pulling = self.destination.was_handed_over();
+        // As the real volume does: once the guest is expected, only what is missing is stored.
+        let pulling = self.guarded;
         let left = match (family, &mut self.blocks) {
             (Family::Memory, _) => Self::store(&mut self.pages, units, pulling),
             (Family::Disk, Some(blocks)) => Self::store(blocks, units, pulling),
@@ -498,6 +501,7 @@ impl World {
         for effect in effects {
             match effect {
                 DestinationEffect::Load { missing_pages, missing_blocks, .. } => {
+                    self.guarded = true;
                     self.pages.missing = missing_pages;
                     if let (Some(blocks), Some(missing)) = (&mut self.blocks, missing_blocks) {
                         blocks.missing = missing;
