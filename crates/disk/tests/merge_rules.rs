@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
+use std::time::Duration;
 use whimbrel_disk::{Fetch, GuestDisk, Volume};
 use whimbrel_model::{Block, Extent, Rng, UnitSet};
 
@@ -35,6 +36,26 @@ impl Fetch for Requests {
     fn whole(&self) {
         self.whole.fetch_add(1, SeqCst);
     }
+}
+
+/// Ends whoever answers the requests, and, when a test fails, the guests' waits: a scope joins its threads first.
+struct Unstick<'a>(&'a Volume, &'a dyn Fetch);
+
+impl Drop for Unstick<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail_pull("the test failed");
+        }
+        self.1.fetch(NO_MORE);
+    }
+}
+
+/// Asked for, it ends whoever answers the requests.
+const NO_MORE: u64 = u64::MAX;
+
+/// A request that is due; it never comes only where the test is to fail.
+fn next(requests: &Receiver<u64>) -> u64 {
+    requests.recv_timeout(Duration::from_secs(60)).expect("a missing block was not asked for")
 }
 
 fn one(block: u64) -> Extent {
@@ -189,6 +210,7 @@ fn access(
 ) {
     std::thread::scope(|scope| {
         let needed = reference.needed(access);
+        let _unstick = Unstick(volume, &|_| ());
         let guest = scope.spawn(move || match *access {
             Access::Read { offset, length } => {
                 let mut buffer = vec![0x55; length as usize];
@@ -206,7 +228,7 @@ fn access(
         });
         // The guest now waits, having asked for exactly what nobody asked for before.
         let expected: BTreeSet<u64> = needed.difference(&reference.asked).copied().collect();
-        let asked: BTreeSet<u64> = expected.iter().map(|_| requests.recv().unwrap()).collect();
+        let asked: BTreeSet<u64> = expected.iter().map(|_| next(requests)).collect();
         assert_eq!(asked, expected);
         reference.asked.extend(asked);
         let mut events = events.iter();
@@ -266,7 +288,6 @@ proptest! {
 fn racing_threads_leave_the_reference() {
     const GUESTS: u64 = 3;
     const PIECE: u64 = 32;
-    const NO_MORE: u64 = u64::MAX;
     let fetched = AtomicU64::new(0);
     for seed in 0..12 {
         // All begin at once, else the push is through before anybody misses a block.
@@ -280,6 +301,7 @@ fn racing_threads_leave_the_reference() {
         volume.begin_pull(todo.clone(), Arc::clone(&fetch) as Arc<dyn Fetch>);
         let disks: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let (volume, source) = (&volume, &source);
+            let _unstick = Unstick(volume, &*fetch);
             // The source's push, and its answers to pulls, each a thread: any block may come twice.
             scope.spawn(move || {
                 let mut rng = Rng::new(seed);
@@ -306,9 +328,7 @@ fn racing_threads_leave_the_reference() {
                     })
                 })
                 .collect();
-            let disks = guests.into_iter().map(|guest| guest.join().unwrap()).collect();
-            fetch.fetch(NO_MORE);
-            disks
+            guests.into_iter().map(|guest| guest.join().unwrap()).collect()
         });
         let mut reference = source.clone();
         for (guest, disk) in disks.iter().enumerate() {
@@ -321,6 +341,54 @@ fn racing_threads_leave_the_reference() {
         assert!(image(&volume) == reference, "seed {seed}: the destination differs from the reference");
     }
     eprintln!("{} blocks were fetched in the race", fetched.load(SeqCst));
+}
+
+/// Whole overwrites, arrivals of the same blocks and reads, all at once, block by block: the overwrite wins, and a reader
+/// never sees what was here before. Large blocks, so that the windows are wide.
+#[test]
+fn an_overwrite_wins_over_a_racing_arrival() {
+    const LARGE: u64 = 1 << 20;
+    const COUNT: u64 = 4;
+    const STALE: u8 = 0xee;
+    let folder = tempfile::tempdir().unwrap();
+    let volume = Volume::create(folder.path().join("disk.raw"), COUNT * LARGE, LARGE).unwrap();
+    let whole = |fill| vec![fill; LARGE as usize];
+    let stale_reads = AtomicU64::new(0);
+    for turn in 0..60 {
+        volume.begin_receive();
+        (0..COUNT).for_each(|block| volume.receive(block * LARGE, &whole(STALE)).unwrap());
+        volume.begin_pull(UnitSet::full(COUNT), Arc::new(|_| ()));
+        let begin = Barrier::new(3);
+        let together = |mut act: Box<dyn FnMut(u64) + Send>| {
+            let begin = &begin;
+            move || {
+                for block in 0..COUNT {
+                    begin.wait();
+                    act(block);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let (volume, whole, stale_reads) = (&volume, &whole, &stale_reads);
+            let (pushed, written) = (whole(1), whole(2));
+            let push = move |block| drop(volume.arrive(one(block), &pushed).unwrap());
+            let write = move |block| volume.write(block * LARGE, &written).unwrap();
+            let read = move |block| {
+                let mut seen = whole(0);
+                volume.read(block * LARGE, &mut seen).unwrap();
+                stale_reads.fetch_add(u64::from(seen.contains(&STALE)), SeqCst);
+            };
+            scope.spawn(together(Box::new(push)));
+            scope.spawn(together(Box::new(write)));
+            scope.spawn(together(Box::new(read)));
+        });
+        assert_eq!(stale_reads.load(SeqCst), 0, "turn {turn}: a read saw what was here before");
+        for block in 0..COUNT {
+            let mut seen = whole(0);
+            volume.read_blocks(one(block), &mut seen).unwrap();
+            assert!(seen.iter().all(|byte| *byte == 2), "turn {turn}: an arrival overwrote the guest's block {block}");
+        }
+    }
 }
 
 /// Who writes a byte: every fourth block is one guest's, the others are cut into pieces of all.
@@ -368,7 +436,7 @@ fn a_failed_pull_ends_the_wait() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| volume.read(3 * BLOCK, &mut [0; 10]));
         let writer = scope.spawn(|| volume.write(30 * BLOCK + 1, &[1; 10]));
-        let asked: BTreeSet<u64> = (0..2).map(|_| requests.recv().unwrap()).collect();
+        let asked: BTreeSet<u64> = (0..2).map(|_| next(&requests)).collect();
         assert_eq!(asked, BTreeSet::from([3, 30]));
         volume.fail_pull("the source is gone");
         for error in [reader.join().unwrap().unwrap_err(), writer.join().unwrap().unwrap_err()] {
