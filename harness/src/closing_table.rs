@@ -10,7 +10,7 @@ pub fn closing_table(summary: &Summary, width: Option<u16>) -> String {
     let factors = factor_names(summary);
     let columns = ["n", "downtime", "guest gap", "total", "eviction", "bytes", "push loss", "check"];
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     if let Some(width) = width {
         table.set_width(width);
     }
@@ -30,7 +30,7 @@ pub fn closing_table(summary: &Summary, width: Option<u16>) -> String {
     table.to_string()
 }
 
-/// The varied keys, in the order of their first cell.
+/// The varied keys, in the order of a cell's name.
 fn factor_names(summary: &Summary) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     for key in summary.cells.iter().flat_map(|c| c.factors.keys()) {
@@ -38,6 +38,8 @@ fn factor_names(summary: &Summary) -> Vec<&str> {
             names.push(key);
         }
     }
+    let place = |key: &str| summary.cells.iter().find_map(|c| c.cell.find(&format!("{key}=")));
+    names.sort_by_key(|key| place(key));
     names
 }
 

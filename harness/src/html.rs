@@ -85,9 +85,9 @@ fn energy_line(rows: &[Row]) -> String {
     let measured = rows.iter().filter(|r| r.report.energy.kind.is_some()).count();
     let why = rows.iter().find_map(|r| r.report.energy.why.clone().filter(|_| r.report.energy.kind.is_none()));
     match (measured, why) {
-        (0, Some(why)) => format!("Energy: no figure in any row, because {why}."),
+        (0, Some(why)) => format!("No energy in any row: {why}."),
         (0, None) => "Energy: there are no rows.".to_owned(),
-        (n, Some(why)) => format!("Energy: in {n} of {} rows; elsewhere none, because {why}.", rows.len()),
+        (n, Some(why)) => format!("Energy: in {n} of {} rows; elsewhere none: {why}.", rows.len()),
         (n, None) => format!("Energy: in all {n} rows."),
     }
 }
@@ -111,7 +111,7 @@ fn table(summary: &Summary) -> String {
         }
         let checks: Vec<String> = cell.checks.iter().map(|(word, n)| format!("{n} {word}")).collect();
         let class = if cell.checks.contains_key("different") { "word bad" } else { "word" };
-        let _ = write!(text, "<td class='{class}'>{}</tr>", checks.join(", "));
+        let _ = write!(text, "<td class='{class} short'>{}</tr>", checks.join(", "));
     }
     text.push_str(
         "</table></div><p class=faint>Medians over completed rows; in brackets the bootstrap's 95 % interval.</p>",
@@ -142,7 +142,7 @@ fn figures(summary: &Summary, rows: &[Row]) -> String {
                 let strip = |cell: &CellSummary| {
                     let spread = cell.metrics.get(path);
                     Strip {
-                        label: cell.cell.clone(),
+                        label: label(cell),
                         values: spread.map(|s| s.values.clone()).unwrap_or_default(),
                         median: spread.and_then(|s| s.median),
                         interval: spread.and_then(|s| s.ci95),
@@ -157,7 +157,7 @@ fn figures(summary: &Summary, rows: &[Row]) -> String {
     let stacked = |parts: &dyn Fn(&Row) -> Vec<Option<u64>>| -> Vec<Bar> {
         let bar = |cell: &CellSummary| {
             let parts = first(cell).map(parts).unwrap_or_default();
-            Bar { label: cell.cell.clone(), parts: parts.into_iter().map(|p| p.map(|v| v as f64)).collect() }
+            Bar { label: label(cell), parts: parts.into_iter().map(|p| p.map(|v| v as f64)).collect() }
         };
         summary.cells.iter().map(bar).collect()
     };
@@ -179,6 +179,13 @@ fn figures(summary: &Summary, rows: &[Row]) -> String {
     let names = ["memory first", "memory again", "disk first", "disk again", "control"];
     text.push_str(&bars("Bytes", "MiB", 1048576.0, &names, &bytes));
     text
+}
+
+/// A cell by its values alone, in the order of its name.
+fn label(cell: &CellSummary) -> String {
+    let values = cell.cell.split(", ").filter_map(|pair| Some(pair.split_once('=')?.1));
+    let values: Vec<&str> = values.collect();
+    if values.is_empty() { cell.cell.clone() } else { values.join(" · ") }
 }
 
 /// The first varied key with at least three values that are numbers or quantities of one kind.

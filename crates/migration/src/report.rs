@@ -92,7 +92,7 @@ impl Report {
         let mut report = Report {
             outcome,
             reason,
-            ended_by: ended_by(events),
+            ended_by: ended_by(events, &timeline),
             ram_bytes: facts.ram_bytes,
             disk_bytes: facts.disk_bytes,
             page_size_bytes: facts.page_size_bytes,
@@ -213,9 +213,14 @@ fn outcome(events: &[Recorded], timeline: &Timeline<'_>, facts: &Facts) -> (Outc
     }
 }
 
-fn ended_by(events: &[Recorded]) -> EndedBoth {
+/// The schedules' last words before the pause: what they say later no longer decides anything.
+fn ended_by(events: &[Recorded], timeline: &Timeline<'_>) -> EndedBoth {
     let mut both = EndedBoth::default();
+    let paused = timeline.at(Moment::Paused).unwrap_or(i64::MAX);
     for recorded in events {
+        if timeline.place(recorded).is_none_or(|at| at > paused) {
+            continue;
+        }
         if let Event::Ready { family, ended_by } = &recorded.event {
             match family {
                 Family::Memory => both.memory = *ended_by,

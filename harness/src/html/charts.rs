@@ -29,11 +29,12 @@ pub(super) struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
-/// All values of a metric by cell, on one axis that begins at zero.
+/// All values of a metric by cell, on one axis that holds zero.
 pub(super) fn strips(title: &str, unit: &str, scale: f64, rows: &[Strip]) -> String {
     let all = rows.iter().flat_map(|r| r.values.iter().copied().chain(r.interval.into_iter().flatten()));
-    let most = all.fold(0.0, f64::max) / scale;
-    let x = |value: f64| 6.0 + value / scale / if most > 0.0 { most } else { 1.0 } * (WIDTH - 12.0);
+    let (least, most) = all.fold((0.0, 0.0), |(least, most): (f64, f64), v| (least.min(v), most.max(v)));
+    let span = if most > least { most - least } else { 1.0 };
+    let x = |value: f64| 6.0 + (value - least) / span * (WIDTH - 12.0);
     let mut body = String::new();
     let mut data = String::from("cell,value\n");
     for row in rows {
@@ -55,7 +56,7 @@ pub(super) fn strips(title: &str, unit: &str, scale: f64, rows: &[Strip]) -> Str
         let shown = row.median.map_or_else(|| "-".to_owned(), |m| format!("{} {unit}", figure(m / scale)));
         body.push_str(&chart_row(&row.label, &marks, &shown));
     }
-    let axis = format!("0 to {} {unit}", figure(most));
+    let axis = format!("{} to {} {unit}", figure(least / scale), figure(most / scale));
     chart(title, &format!("{axis}. Dots: rows; line: median; band: its 95 % interval."), "", &body, &data)
 }
 

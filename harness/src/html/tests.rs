@@ -17,7 +17,7 @@ fn a_report_needs_no_network_and_no_script() {
     });
     assert!(page.contains("&lt;why&gt; &amp; how?"));
     assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("<script"));
-    assert!(page.contains("Energy: no figure in any row, because no meter was read."));
+    assert!(page.contains("No energy in any row: no meter was read."));
     assert!(!page.contains("NaN"));
 }
 

@@ -277,6 +277,8 @@ fn the_last_word_on_readiness_counts() {
         ready(Family::Disk, Some(EndedBy::RoundBound)),
         ready(Family::Memory, None),
         ready(Family::Memory, Some(EndedBy::ByteBound)),
+        // What is said after the pause comes too late to have ended anything.
+        source(1500 * MS, Event::Ready { family: Family::Disk, ended_by: None }),
         source(9, Event::Predicted { ns: 7 }),
         source(9, Event::Predicted { ns: 8 }),
     ]);

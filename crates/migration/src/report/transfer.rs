@@ -142,7 +142,8 @@ pub(super) fn links(facts: &Facts, timeline: &Timeline<'_>, reasons: &mut Reason
         let window: Measured<u64> = link.in_use_ns.map_or_else(trial, Ok);
         let achieved = window.and_then(|ns| match ns {
             0 => Err("the link was in use for no time".to_owned()),
-            ns => Ok(link.payload_bytes as f64 * 1e9 / ns as f64),
+            // Framing crosses too: what the link achieved is all that went over it.
+            ns => Ok(link.wire_bytes.unwrap_or(link.payload_bytes) as f64 * 1e9 / ns as f64),
         });
         links.push(LinkUse {
             from: link.from.clone(),

@@ -12,6 +12,9 @@ use whimbrel_model::{Event, Mark, Moment, Recorded};
 /// Progress may be extrapolated to an instant that lies at most this far outside the readings.
 const REACH_NS: f64 = 50e6;
 
+/// Progress is read every 10 ms or so: a stretch shorter than this says nothing of a rate.
+const SHORTEST_NS: u64 = 50_000_000;
+
 /// What the migration cost the guest, in work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "crate::metrics defines every field of a row")]
@@ -158,8 +161,8 @@ impl Comparison {
     }
 
     fn degradation(&self, from: i64, to: i64) -> Measured<f64> {
-        if to <= from {
-            return Err("the stretch took no time".to_owned());
+        if between(from, to) < SHORTEST_NS {
+            return Err("the stretch is shorter than 50 ms, too short to tell".to_owned());
         }
         let [begin, end, start, stop] = self.stretch(from, to)?;
         let would_be = stop.units - start.units;
