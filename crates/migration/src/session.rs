@@ -334,7 +334,15 @@ impl Move<'_> {
         let completed = || (Outcome::Completed, None);
         match (left.as_ref().map(|a| &a.ending), came.as_ref().map(|a| (&a.ending, a.handed_over))) {
             (Ok(Ending::Completed), Ok((Ending::Completed, _))) => completed(),
-            (Ok(Ending::Aborted { reason }), _) => (Outcome::Aborted, Some(reason.clone())),
+            (Ok(Ending::Aborted { reason }), there) => {
+                // Where the other end's failure cut the link, the source knows only the cut.
+                let theirs = match there {
+                    Ok((Ending::Aborted { reason: theirs }, _)) if !theirs.contains("the source gave up") => Some(theirs),
+                    _ => None,
+                };
+                let theirs = theirs.map_or(String::new(), |theirs| format!("; the destination says: {theirs}"));
+                (Outcome::Aborted, Some(format!("{reason}{theirs}")))
+            }
             (Ok(Ending::Lost { .. } | Ending::Undecided { .. }), Ok((Ending::Completed, _))) => completed(),
             (Ok(Ending::Undecided { reason }), Ok((_, false))) => {
                 // The destination was never told to run the guest, and now never will be.

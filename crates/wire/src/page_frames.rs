@@ -13,7 +13,7 @@
 //! | 0 | invalid | | | | |
 //! | 1 | raw run | 0 | pages, at most 16,384 | the first page | count x 4096 bytes |
 //! | 2 | zero run | 0 | pages | the first page | none |
-//! | 3 | encoded page | 1 to 255, which encoding | 1 | the page | 1 to 8192 bytes |
+//! | 3 | encoded page | 1 to 255, which encoding | 1 | the page | 0 to 8192 bytes: a page that did not change has no difference |
 //! | 4 | barrier | 0 | 0 | its sequence number | none |
 //! | 5 | end | 0 | 0 | 0 | none |
 //! | 6 | want | 0 | pages | the first page | none |
@@ -134,7 +134,7 @@ impl Frame {
             3 => {
                 let page = fields.pages(ram_pages)?.start;
                 let (encoding, payload_bytes) = (fields.encoding, fields.payload_bytes);
-                if encoding == 0 || payload_bytes == 0 || payload_bytes > MOST_ENCODED_BYTES {
+                if encoding == 0 || payload_bytes > MOST_ENCODED_BYTES {
                     return refuse(format!("encoding {encoding} of {payload_bytes} bytes is not allowed"));
                 }
                 Frame::Encoded { page, encoding, payload_bytes, demanded }
@@ -241,7 +241,7 @@ mod tests {
             (runs(u64::from(MOST_RAW_PAGES)), any::<bool>())
                 .prop_map(|(pages, demanded)| Frame::Raw { pages, demanded }),
             (runs(RAM_PAGES), any::<bool>()).prop_map(|(pages, demanded)| Frame::Zero { pages, demanded }),
-            (0..RAM_PAGES, 1u8..=255, 1..=MOST_ENCODED_BYTES, any::<bool>()).prop_map(
+            (0..RAM_PAGES, 1u8..=255, 0..=MOST_ENCODED_BYTES, any::<bool>()).prop_map(
                 |(page, encoding, payload_bytes, demanded)| Frame::Encoded { page, encoding, payload_bytes, demanded }
             ),
             any::<u64>().prop_map(|sequence| Frame::Barrier { sequence }),
