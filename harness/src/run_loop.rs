@@ -49,7 +49,7 @@ pub fn run(
             }
             let number = trial as usize * experiment.cells.len() + cell_index;
             display.begin(number, all, cell, trial);
-            let request = Request { cell, cell_index, trial, seed: experiment.trial_seed(trial) };
+            let request = Request { cell, trial, seed: experiment.trial_seed(trial), verify: experiment.verify };
             let made = trials.run(&request, &mut |progress| display.progress(&progress));
             if made.is_err() && interrupt.raised() {
                 // It did not fail, it was ended: there is nothing to say of it.

@@ -6,15 +6,15 @@
 use crate::BadInput;
 use crate::cli::RunOptions;
 use crate::embedded::Embedded;
+use crate::experiment::Via;
 use crate::experiment::{Cell, Experiment};
-use crate::experiment::{Setting, Via};
 use crate::interrupt::Interrupt;
 use std::collections::HashMap;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 use whimbrel_migration::commands::{DiskSpec, GuestSpec, LinkSpec};
 use whimbrel_migration::core::Progress as EngineProgress;
-use whimbrel_migration::report::Facts;
+use whimbrel_migration::report::{Facts, Outcome};
 use whimbrel_migration::session::{self, Control, Host, Hosts, Prepared, TrialPlan};
 use whimbrel_model::{ByteRate, Phase, Recorded};
 use whimbrel_wire::Token;
@@ -40,12 +40,12 @@ pub trait Trials {
 pub struct Request<'a> {
     /// The cell.
     pub cell: &'a Cell,
-    /// The cell's place among the experiment's cells: the control run of a cell may serve all its trials.
-    pub cell_index: usize,
     /// The trial, from 0.
     pub trial: u32,
     /// Its seed.
     pub seed: u64,
+    /// Whether the twin judges.
+    pub verify: bool,
 }
 
 /// What was recorded of one guest's trip.
@@ -165,7 +165,11 @@ impl Trials for RealTrials {
             events: made.events,
             facts: made.facts,
         };
-        Ok(made?.into_iter().map(named).collect())
+        let made: Vec<Trip> = made?.into_iter().map(named).collect();
+        if self.interrupt.raised() && made.iter().any(|trip| trip.facts.outcome != Some(Outcome::Completed)) {
+            anyhow::bail!("the trial was interrupted");
+        }
+        Ok(made)
     }
 }
 
@@ -177,7 +181,7 @@ fn make(
     progress: &mut dyn FnMut(Progress),
 ) -> anyhow::Result<Vec<(u32, u32, session::Trip)>> {
     let setting = &request.cell.setting;
-    let plans: Vec<TrialPlan> = (0..setting.guest.count).map(|guest| plan(setting, request.seed, guest)).collect();
+    let plans: Vec<TrialPlan> = (0..setting.guest.count).map(|guest| plan(request, guest)).collect();
     let stage = |stage| Progress { stage, ..Progress::default() };
     let mut baselines = Vec::new();
     for plan in &plans {
@@ -226,7 +230,8 @@ fn shown(guest: u32, progress: &EngineProgress) -> Progress {
 }
 
 /// A cell's setting as the engine wants it. Each guest of a trial has a seed of its own.
-fn plan(setting: &Setting, seed: u64, guest: u32) -> TrialPlan {
+fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
+    let (setting, seed) = (&request.cell.setting, request.seed);
     let link = &setting.link;
     let in_kernel = link.via == Via::Netns;
     let rate = |rate: Option<ByteRate>| rate.filter(|_| !in_kernel).map(|r| r.0);
@@ -259,7 +264,7 @@ fn plan(setting: &Setting, seed: u64, guest: u32) -> TrialPlan {
         settle: of.settle.into(),
         tail: TAIL,
         trips: of.trips,
-        verify: true,
+        verify: request.verify,
     }
 }
 

@@ -16,23 +16,10 @@ use crate::set::{Ordered, UnitSet};
 use crate::units::{ByteRate, Nanos, Unit};
 use serde::{Deserialize, Serialize};
 
-/// Orders the transfer of one family's units, pages or blocks. One object a guest, family, trip and host.
+/// Orders the transfer of one family's units, pages or blocks. One object a guest, family and trip, at the source.
 pub trait Schedule<U: Unit>: Send {
     /// What the source does next.
     fn source(&mut self, view: &View<'_, U>) -> Vec<Step<U>>;
-
-    /// What the source's schedule tells the destination's at the switchover; opaque to the engine.
-    fn note(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    /// What the destination fetches unasked, once the guest runs there. Demand fetches are the engine's own.
-    ///
-    /// `note` comes from another host: it may be anything.
-    fn destination(&mut self, view: &PullView<'_, U>, note: &[u8]) -> Vec<Pull<U>> {
-        let _ = (view, note);
-        Vec::new()
-    }
 }
 
 /// Where the guest is, as the source knows it.
@@ -125,20 +112,4 @@ pub enum Step<U> {
     },
     /// Give up: the guest stays at the source.
     Abort(String),
-}
-
-/// What a schedule may know when it is asked at the destination.
-#[derive(Debug)]
-pub struct PullView<'a, U: Unit> {
-    /// What the destination lacks and has not asked for.
-    pub missing: &'a UnitSet<U>,
-    /// Fetches of this schedule's that are on their way.
-    pub fetching: u64,
-}
-
-/// One thing that the engine is to do at the destination.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Pull<U> {
-    /// Ask the source for these units, in this order.
-    Fetch(Ordered<U>),
 }

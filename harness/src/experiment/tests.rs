@@ -12,13 +12,15 @@ fn read(text: &str) -> Result<Experiment, Mistake> {
 fn the_quickstart_is_six_cells() {
     let experiment = Experiment::load(None, &[]).unwrap();
     assert_eq!((experiment.name.as_str(), experiment.cells.len(), experiment.trials), ("quickstart", 6, 1));
-    let first = &experiment.cells[0];
-    assert_eq!(
-        first.name,
-        "workload.use=memory-intensive, memory.schedule=stop-and-copy, disk.strategy=freeze-and-copy"
-    );
-    assert_eq!(first.setting.guest.ram, Bytes(128 << 20));
-    assert_eq!(first.setting.disk.as_ref().unwrap().name(), "freeze-and-copy");
+    assert!(experiment.cells.iter().all(|c| c.setting.guest.ram == Bytes(128 << 20)));
+    let moved = |memory: &str, disk: &str| {
+        let by =
+            |c: &&Cell| c.setting.memory.name() == memory && c.setting.disk.as_ref().is_some_and(|d| d.name() == disk);
+        experiment.cells.iter().filter(by).map(|c| c.setting.workload.name()).collect::<Vec<_>>()
+    };
+    let workloads = ["memory-intensive", "disk-write", "idle-desktop"];
+    assert_eq!(moved("stop-and-copy", "freeze-and-copy"), workloads);
+    assert_eq!(moved("pre-copy", "three-phase"), workloads);
 }
 
 #[test]
