@@ -22,12 +22,11 @@
 //! | host        | call                                                   | when                                        |
 //! |-------------|--------------------------------------------------------|---------------------------------------------|
 //! | destination | [`begin_receive`](Volume::begin_receive)               | setup; the image of an earlier visit is kept |
-//! | source      | [`fresh`](Volume::fresh), [`arm`](Volume::arm)         | setup: what the other host lacks            |
+//! | source      | [`arm`](Volume::arm), then [`fresh`](Volume::fresh)    | setup: what the other host lacks; a write between the two is in both |
 //! | source      | [`take`](Volume::take), [`read_blocks`](Volume::read_blocks) | each round of push                    |
 //! | destination | [`arrive`](Volume::arrive)                             | each block that comes, pushed or fetched    |
 //! | source      | [`drain`](Volume::drain), `take`, [`disarm`](Volume::disarm) | the guest is paused                   |
 //! | destination | [`begin_pull`](Volume::begin_pull), or [`begin_visit`](Volume::begin_visit) with nothing missing | before the guest runs |
-//! | source      | [`put_back`](Volume::put_back) or `disarm`             | instead, when a push or the attempt fails   |
 //!
 //! Outside the pull phase reads and writes take no lock; in it, only those that meet a missing block do (`pull`).
 
@@ -197,14 +196,6 @@ impl Volume {
     pub fn disarm(&self) {
         self.dirty.on.store(false, SeqCst);
         self.dirty.blocks.clear_all();
-    }
-
-    /// What was taken and did not reach the other host: the next take hands it over again, if that is armed.
-    /// [`Volume::fresh`] needs nothing back, as it is never taken.
-    pub fn put_back(&self, set: &UnitSet<Block>) {
-        if self.dirty.is_on() {
-            self.dirty.blocks.merge(set);
-        }
     }
 
     /// What the host that the guest came from lacks: every block written since the guest came. All blocks for a guest

@@ -3,7 +3,7 @@
 use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use crate::core::Ending;
 use crate::driver::{
-    Arrived, DestinationParts, DriverError, SourceParts, WorkWatch, accept_roles, connect_roles, in_words,
+    Arrived, DestinationParts, DriverError, Left, SourceParts, WorkWatch, accept_roles, connect_roles, in_words,
     run_destination, run_source,
 };
 use crate::guest::{Guest, RamPool};
@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedSender;
 use whimbrel_model::event::Mark;
-use whimbrel_model::{ByteRate, Event, Moment, Nanos, UnitSet};
+use whimbrel_model::{ByteRate, Event, Moment, Nanos};
 use whimbrel_wire::codec::{read_frame_async, write_frame_async};
 use whimbrel_wire::hello::accept_async;
 use whimbrel_wire::{Nic, Refusal, RefusalCode, Role, Token, clock};
@@ -333,42 +333,32 @@ impl Desk {
         let nic = self.shared.nic(movement.link);
         let guest = self.guest.as_ref().ok_or_else(no_guest)?;
         guest.machine.reset_silence();
-        let missing_blocks = guest.volume.as_ref().map(|volume| match movement.incremental {
-            true => volume.fresh(),
-            false => UnitSet::full(volume.blocks()),
+        let moved = self.move_away(guest, to, movement, &nic, requested, answers);
+        let left = moved.unwrap_or_else(|error| {
+            let reason = in_words(&error);
+            self.recorder.record(Event::Failed { reason: reason.clone() });
+            Left { ending: Ending::Aborted { reason }, clock: None, missing_blocks: None }
         });
-        let fresh = missing_blocks.as_ref().map(UnitSet::count);
-        let moved = self.move_away(guest, to, movement, &nic, missing_blocks, requested, answers);
-        let (ending, clock) = match moved {
-            Ok(moved) => moved,
-            Err(error) => {
-                let reason = in_words(&error);
-                self.recorder.record(Event::Failed { reason: reason.clone() });
-                (Ending::Aborted { reason }, None)
-            }
-        };
-        self.away = !matches!(ending, Ending::Aborted { .. });
-        Ok(Answer::Ended { account: Box::new(self.account(ending, false, clock, &nic, began, fresh)) })
+        self.away = !matches!(left.ending, Ending::Aborted { .. });
+        let Left { ending, clock, missing_blocks } = left;
+        Ok(Answer::Ended { account: Box::new(self.account(ending, false, clock, &nic, began, missing_blocks)) })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call, of what only this call brings together")]
     fn move_away(
         &self,
         guest: &Guest,
         to: SocketAddr,
         movement: &MoveSpec,
         nic: &Nic,
-        missing_blocks: Option<UnitSet<whimbrel_model::Block>>,
         requested: Nanos,
         answers: &UnboundedSender<Answer>,
-    ) -> Result<(Ending, Option<crate::report::ClockOffset>), DriverError> {
+    ) -> Result<Left, DriverError> {
         let _within = self.runtime.enter();
         let token = self.shared.token.as_ref();
         let connections = connect_roles(to, nic, movement.session, token, guest.volume.is_some())?;
         let parts = SourceParts {
             machine: Arc::clone(&guest.machine),
             volume: guest.volume.clone(),
-            missing_blocks,
             movement,
             seed: guest.spec.seed,
             connections,

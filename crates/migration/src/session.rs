@@ -337,7 +337,9 @@ impl Move<'_> {
             (Ok(Ending::Aborted { reason }), there) => {
                 // Where the other end's failure cut the link, the source knows only the cut.
                 let theirs = match there {
-                    Ok((Ending::Aborted { reason: theirs }, _)) if !theirs.contains("the source gave up") => Some(theirs),
+                    Ok((Ending::Aborted { reason: theirs }, _)) if !theirs.contains("the source gave up") => {
+                        Some(theirs)
+                    }
                     _ => None,
                 };
                 let theirs = theirs.map_or(String::new(), |theirs| format!("; the destination says: {theirs}"));

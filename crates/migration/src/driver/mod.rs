@@ -23,7 +23,7 @@ mod watch;
 
 pub use destination::{Arrived, DestinationParts, run_destination};
 pub use setup::{Connections, accept_roles, connect_roles};
-pub use source::{SourceParts, run_source};
+pub use source::{Left, SourceParts, run_source};
 pub use watch::WorkWatch;
 
 /// Why a host can't go on with a move.

@@ -19,7 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use whimbrel_disk::{BuildContext as DiskContext, Volume};
 use whimbrel_machine::Machine;
 use whimbrel_memory::{BuildContext, DirtyLog, EncodeChain};
-use whimbrel_model::{Block, Event, Family, Moment, Nanos, Observe, UnitSet};
+use whimbrel_model::{Event, Family, Moment, Nanos, Observe, UnitSet};
 use whimbrel_wire::page_frames::{Frame, HEADER_BYTES};
 use whimbrel_wire::{Class, LinkStream, Severer, clock};
 
@@ -38,8 +38,6 @@ pub struct SourceParts<'a> {
     pub machine: Arc<dyn Machine>,
     /// Its disk.
     pub volume: Option<Arc<Volume>>,
-    /// What the destination lacks of the disk.
-    pub missing_blocks: Option<UnitSet<Block>>,
     /// The move.
     pub movement: &'a MoveSpec,
     /// The guest's seed, from which orders are drawn.
@@ -56,20 +54,30 @@ pub struct SourceParts<'a> {
     pub runtime: tokio::runtime::Handle,
 }
 
+/// How a move ended at the source.
+pub struct Left {
+    /// How.
+    pub ending: Ending,
+    /// The destination's clock less this one.
+    pub clock: Option<ClockOffset>,
+    /// Blocks that the destination lacked at the start; `None`: no disk.
+    pub missing_blocks: Option<u64>,
+}
+
 /// Moves the guest away. Returns when the move has ended on this host; the guest then runs here
 /// ([`Ending::Aborted`]), or is frozen for good or until the hosts meet ([`Ending::Undecided`]).
 ///
 /// # Errors
 /// Setup failed; the guest runs on as if nothing had been.
-pub fn run_source(
-    parts: SourceParts<'_>,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(Ending, Option<ClockOffset>), DriverError> {
-    let SourceParts { machine, volume, missing_blocks, movement, seed, connections, mut log, recorder, .. } = parts;
+pub fn run_source(parts: SourceParts<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Left, DriverError> {
+    let SourceParts { machine, volume, movement, seed, connections, mut log, recorder, .. } = parts;
     log.arm()?;
-    if let Some(volume) = &volume {
+    let missing_blocks = volume.as_ref().map(|volume| {
+        // First of all: a write between this and the look at what is fresh must be in one of the two.
         volume.arm();
-    }
+        if movement.incremental { volume.fresh() } else { UnitSet::full(volume.blocks()) }
+    });
+    let missing_count = missing_blocks.as_ref().map(UnitSet::count);
     let clock = begin_as_source(&connections.control)?;
     let pages = machine.ram().pages();
     let memory = movement.memory.build(&BuildContext { pages, seed });
@@ -94,7 +102,7 @@ pub fn run_source(
     source.feed(SourceInput::Start);
     let ending = source.run(&received, progress);
     source.leave(&ending);
-    Ok((ending, clock))
+    Ok(Left { ending, clock, missing_blocks: missing_count })
 }
 
 /// The threads and tasks that move bytes, and how to reach them.
