@@ -266,11 +266,13 @@ impl<U: FlowUnit> Flow<U> {
         self.sent_bytes += sent.bytes();
     }
 
-    /// An observation came in. Returns the round that a `Take` closed.
+    /// An observation came in. Returns the round that a `Take` closed; the last look, with the guest paused, closes one only
+    /// if something was sent since the look before.
     pub(super) fn observed(
         &mut self,
         observe: Observe,
         written: UnitSet<U>,
+        stage: Stage,
         now: Nanos,
         requested: Nanos,
     ) -> Option<Round> {
@@ -287,7 +289,11 @@ impl<U: FlowUnit> Flow<U> {
                 self.unsent.union(&written);
                 let dirty_units = written.count();
                 self.peeked = Some(UnitSet::empty(written.len()));
-                Some(self.close_round(dirty_units, now, requested))
+                let closes = stage == Stage::Push || self.open.sent.units() > 0;
+                if !closes {
+                    self.open = OpenRound::default();
+                }
+                closes.then(|| self.close_round(dirty_units, now, requested))
             }
         }
     }

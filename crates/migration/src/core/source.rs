@@ -284,7 +284,7 @@ impl SourceCore {
         match written {
             Written::Pages(_) => {
                 let Some(set) = Page::of(written) else { return };
-                let closed = self.memory.observed(observe, set, now, self.requested).is_some();
+                let closed = self.memory.observed(observe, set, self.stage, now, self.requested).is_some();
                 self.judge(now, closed, effects);
                 if closed && let Some(round) = self.memory.finish_round() {
                     effects.push(SourceEffect::Record(Event::Round { round }));
@@ -299,7 +299,7 @@ impl SourceCore {
             }
             Written::Blocks(_) => {
                 let (Some(set), Some(disk)) = (Block::of(written), &mut self.disk) else { return };
-                if let Some(round) = disk.observed(observe, set, now, self.requested) {
+                if let Some(round) = disk.observed(observe, set, self.stage, now, self.requested) {
                     effects.push(SourceEffect::Record(Event::Round { round }));
                 }
                 if switching {
