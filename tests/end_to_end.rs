@@ -104,6 +104,16 @@ fn there_and_back_moves_only_what_is_fresh() {
 }
 
 #[test]
+fn the_check_can_be_left_out_and_the_row_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--set", "verify=false", "--set", "workload.use=idle"];
+    let (output, rows) = run(folder.path(), SMALL, &more);
+    let verify = &rows[0]["verify"];
+    assert_eq!(output.status.code(), Some(0), "{:#}", rows[0]);
+    assert!(verify["memory"] == "skipped" && verify["disk"] == "skipped", "{verify}");
+}
+
+#[test]
 fn ctrl_c_keeps_what_is_finished_and_ends_the_children() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = whimbrel(folder.path(), &format!("{SMALL}{PACED}"), &["--json", "--set", "trials=1000"])
