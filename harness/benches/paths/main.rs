@@ -1,0 +1,91 @@
+//! Whole paths, each beside its limit: the built program with two agents as processes, its NBD server under fio, a guest
+//! that nobody migrates. `cargo bench -p whimbrel --bench paths [-- FILTER] [--quick] [--big] [--check]`.
+//!
+//! Both rivals of a line run in the same minute, in alternating pairs, so that what else the host does disturbs both
+//! alike. Printed are the median ratio, its range and the limit; every pair is kept as a line of JSON under the build's
+//! folder. Memory is populated before anything is timed, on both sides of every line: the first touch of fresh pages
+//! costs ten times a copy.
+//!
+//! | option | meaning |
+//! |---|---|
+//! | `FILTER` | only lines whose name contains it |
+//! | `--quick` | fewer pairs, shorter ones: whether it works, not how fast |
+//! | `--big` | the lines that take 8 GiB of memory and minutes too |
+//! | `--check` | status 1 if a line misses its limit |
+//!
+//! Lines that concern one room are that room's own: the dirty log in `memory`, the block bitmap in `disk`, the vCPU loop
+//! in `machine`, the link alone in `wire`.
+
+mod agents;
+mod idle_cost;
+mod lines;
+mod memory;
+mod nbd;
+mod rival;
+mod tally;
+
+use std::process::ExitCode;
+use tally::Tally;
+
+/// What the person asked for.
+pub struct Options {
+    filter: Option<String>,
+    quick: bool,
+    big: bool,
+    check: bool,
+}
+
+impl Options {
+    /// Pairs of a line that has `most` of them by default.
+    pub fn pairs(&self, most: usize) -> usize {
+        if self.quick { most.min(2) } else { most }
+    }
+}
+
+/// Why a line has no figure.
+pub type Outcome = Result<(), String>;
+
+type Line = fn(&Options, &mut Tally) -> Outcome;
+
+/// Every line that this program measures, in order.
+const LINES: [(&str, Line); 9] = [
+    ("bulk-tcp", lines::bulk_tcp),
+    ("bulk-iperf3", lines::bulk_iperf3),
+    ("limited", lines::limited),
+    ("netns", lines::netns),
+    ("downtime", lines::downtime),
+    ("predicted", lines::predicted),
+    ("nbd", nbd::nbd),
+    ("idle-cost", idle_cost::idle_cost),
+    ("own-memory", memory::own_memory),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|a| a == rival::FLAG) {
+        rival::serve(&arguments[1..]).expect("the other half of the rival lives");
+        return ExitCode::SUCCESS;
+    }
+    // The test runner builds and runs benchmarks too: there they only have to start.
+    if arguments.iter().any(|a| a == "--test") {
+        return ExitCode::SUCCESS;
+    }
+    let given = |flag: &str| arguments.iter().any(|a| a == flag);
+    let options = Options {
+        filter: arguments.iter().find(|a| !a.starts_with('-')).cloned(),
+        quick: given("--quick"),
+        big: given("--big"),
+        check: given("--check"),
+    };
+    let mut tally = Tally::open().expect("the build's folder can be written");
+    for (name, line) in LINES {
+        if options.filter.as_ref().is_some_and(|wanted| !name.contains(wanted.as_str())) {
+            continue;
+        }
+        if let Err(why) = line(&options, &mut tally) {
+            tally.skip(name, &why);
+        }
+    }
+    let missed = tally.close();
+    ExitCode::from(u8::from(options.check && missed))
+}

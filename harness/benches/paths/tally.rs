@@ -1,0 +1,143 @@
+//! The book of figures: a table for a person, and every pair as a line of JSON.
+
+use serde_json::json;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+/// Which side of the limit a ratio has to lie on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    /// At least this.
+    Least(f64),
+    /// At most this.
+    Most(f64),
+}
+
+impl Limit {
+    fn met(self, ratio: f64) -> bool {
+        match self {
+            Limit::Least(least) => ratio >= least,
+            Limit::Most(most) => ratio <= most,
+        }
+    }
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Limit::Least(least) => write!(f, ">= {least:.2}"),
+            Limit::Most(most) => write!(f, "<= {most:.2}"),
+        }
+    }
+}
+
+/// One figure: pairs of what this program did and what its limit did in the same turn.
+pub struct Figure<'a> {
+    /// What was compared.
+    pub name: &'a str,
+    /// The unit of both.
+    pub unit: &'a str,
+    /// (ours, limit) of each turn. A ratio is ours / limit.
+    pub pairs: &'a [(f64, f64)],
+    /// Where the median of the ratios has to lie.
+    pub limit: Limit,
+}
+
+/// The figures so far.
+pub struct Tally {
+    file: File,
+    path: PathBuf,
+    missed: Vec<String>,
+    skipped: Vec<String>,
+}
+
+impl Tally {
+    /// A new book in the build's folder.
+    pub fn open() -> io::Result<Self> {
+        // The program lies in FOLDER/release/deps.
+        let program = std::env::current_exe()?;
+        let folder = program.ancestors().nth(3).ok_or(io::ErrorKind::NotFound)?.join("whimbrel-bench");
+        std::fs::create_dir_all(&folder)?;
+        let path = folder.join("paths.jsonl");
+        let file = File::create(&path)?;
+        println!("{:<52} {:>7} {:>17} {:>9}  median of ours and of the limit", "path", "ratio", "range", "wanted");
+        Ok(Tally { file, path, missed: Vec::new(), skipped: Vec::new() })
+    }
+
+    /// Enters a figure.
+    pub fn enter(&mut self, figure: &Figure<'_>) {
+        let Figure { name, unit, pairs, limit } = figure;
+        let mut ratios: Vec<f64> = pairs.iter().map(|(ours, bare)| ours / bare).collect();
+        ratios.sort_by(f64::total_cmp);
+        let (Some(low), Some(high)) = (ratios.first(), ratios.last()) else {
+            return self.skip(name, "no pair was completed");
+        };
+        let ratio = median(&ratios);
+        let ours = median(&pairs.iter().map(|p| p.0).collect::<Vec<_>>());
+        let bare = median(&pairs.iter().map(|p| p.1).collect::<Vec<_>>());
+        let met = limit.met(ratio);
+        let word = if met { "" } else { "  MISSED" };
+        let range = format!("{low:.3} to {high:.3}");
+        println!(
+            "{name:<52} {ratio:>7.3} {range:>17} {:>9}  {} of {} {unit}{word}",
+            limit.to_string(),
+            short(ours),
+            short(bare)
+        );
+        if !met {
+            self.missed.push((*name).to_owned());
+        }
+        let wanted = limit.to_string();
+        self.keep(&json!({
+            "path": name, "ratio": ratio, "low": low, "high": high, "wanted": wanted, "met": met, "unit": unit,
+            "pairs": pairs,
+        }));
+    }
+
+    /// Enters that there is no figure, and why.
+    pub fn skip(&mut self, name: &str, why: &str) {
+        println!("{name:<52} SKIPPED: {why}");
+        eprintln!("SKIPPED: {name}: {why}");
+        self.skipped.push(name.to_owned());
+        self.keep(&json!({ "path": name, "skipped": why }));
+    }
+
+    /// Says something beside the figures.
+    pub fn note(&mut self, name: &str, text: &str) {
+        println!("  {name}: {text}");
+        self.keep(&json!({ "path": name, "note": text }));
+    }
+
+    fn keep(&mut self, line: &serde_json::Value) {
+        writeln!(self.file, "{line}").expect("the build's folder takes figures");
+    }
+
+    /// The last words. Whether a line missed its limit.
+    pub fn close(self) -> bool {
+        if !self.missed.is_empty() {
+            println!("missed: {}", self.missed.join(", "));
+        }
+        if !self.skipped.is_empty() {
+            println!("skipped: {}", self.skipped.join(", "));
+        }
+        println!("every pair: {}", self.path.display());
+        !self.missed.is_empty()
+    }
+}
+
+/// The middle value; the lower of the two where there are two.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Three digits, whatever the size.
+fn short(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
