@@ -58,7 +58,9 @@ fn plain(value: &serde_json::Value) -> String {
 fn figures(cell: &CellSummary) -> Vec<String> {
     let none = || "-".to_owned();
     let time = |metric: &str| cell.median(metric).map_or_else(none, |ns| Nanos(ns.round() as u64).to_string());
-    let percent = |metric: &str| cell.median(metric).map_or_else(none, |r| format!("{:.1} %", r * 100.0));
+    // Adding zero takes the sign from a zero that rounding made.
+    let tenths = |ratio: f64| (ratio * 1000.0).round() / 10.0 + 0.0;
+    let percent = |metric: &str| cell.median(metric).map_or_else(none, |r| format!("{:.1} %", tenths(r)));
     let rows = if cell.failed == 0 { cell.n.to_string() } else { format!("{} of {}", cell.completed, cell.n) };
     vec![
         rows,
