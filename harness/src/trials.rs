@@ -205,7 +205,7 @@ fn make(
             })
             .collect();
         drop(news);
-        heard.iter().for_each(|p| progress(p));
+        heard.iter().for_each(&mut *progress);
         let mut trips = Vec::new();
         for (guest, moved) in (0..).zip(moving) {
             let moved = moved.join().map_err(|_| anyhow::anyhow!("the trial of guest {guest} panicked"))?;

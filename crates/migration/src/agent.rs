@@ -333,7 +333,9 @@ impl Desk {
         let nic = self.shared.nic(movement.link);
         let guest = self.guest.as_ref().ok_or_else(no_guest)?;
         guest.machine.reset_silence();
+        let watch = WorkWatch::start(Arc::clone(&guest.machine), self.recorder.clone());
         let moved = self.move_away(guest, to, movement, &nic, requested, answers);
+        drop(watch);
         let left = moved.unwrap_or_else(|error| {
             let reason = in_words(&error);
             self.recorder.record(Event::Failed { reason: reason.clone() });

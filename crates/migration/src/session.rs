@@ -263,10 +263,12 @@ impl<'a> Prepared<'a> {
             let done = Move { plan, control, trip }.make(&mut here, &mut there, progress)?;
             let completed = done.facts.outcome == Some(Outcome::Completed);
             trips.push(done);
-            if !completed {
+            if !completed || trip == plan.trips {
                 break;
             }
             std::mem::swap(&mut here, &mut there);
+            here.done(&Command::Run {})?;
+            std::thread::sleep(plan.settle);
         }
         Ok(trips)
     }
@@ -379,11 +381,11 @@ impl Move<'_> {
         let guest = &self.plan.guest;
         let mut events: Vec<Recorded> = Vec::new();
         events.extend(left.iter().chain(came).flat_map(|a| a.events.iter().cloned()));
-        let last_trip = self.trip >= self.plan.trips || outcome != Outcome::Completed;
         let at_destination = outcome == Outcome::Completed;
         let holder = if at_destination { &mut *there } else { &mut *here };
         let mut alive = None;
-        if last_trip && matches!(outcome, Outcome::Completed | Outcome::Aborted) {
+        // Stopped before it is judged: it would run on meanwhile, and the twin would have all of that to do too.
+        if matches!(outcome, Outcome::Completed | Outcome::Aborted) {
             let stopped = holder.expect(&Command::Stop {}, |a| match a {
                 Answer::Stopped { events } => Some(events),
                 _ => None,
@@ -420,7 +422,7 @@ impl Move<'_> {
             ],
             cpu: Cpu { source_ns: source.map(|a| a.cpu_ns), destination_ns: destination.map(|a| a.cpu_ns) },
             energy: Energy::none("energy was not measured: this version reads no meter"),
-            verify: self.verify(here, there, outcome, last_trip),
+            verify: self.verify(here, there, outcome),
             control: self.control.map(|c| c.run.clone()),
             offered: self.control.map(|c| c.offered).unwrap_or_default(),
             alive,
@@ -431,7 +433,7 @@ impl Move<'_> {
     }
 
     /// The twin's word: on the frozen source, and on the guest at the end.
-    fn verify(&self, here: &mut Agent, there: &mut Agent, outcome: Outcome, last_trip: bool) -> Verify {
+    fn verify(&self, here: &mut Agent, there: &mut Agent, outcome: Outcome) -> Verify {
         let skipped = |why: &str| Verify { scope: format!("not compared: {why}"), ..Verify::default() };
         if !self.plan.verify {
             return skipped("the experiment asks for no check");
@@ -444,13 +446,13 @@ impl Move<'_> {
             })
         };
         match outcome {
-            Outcome::Completed if last_trip => std::thread::scope(|scope| {
+            Outcome::Completed => std::thread::scope(|scope| {
                 let frozen = scope.spawn(|| ask(here));
                 let end = ask(there);
-                words.extend(frozen.join());
+                // A source that is gone since has no word; the guest at the destination is judged all the same.
+                words.extend(frozen.join().into_iter().filter(|word| word.is_ok() || end.is_err()));
                 words.push(end);
             }),
-            Outcome::Completed => words.push(ask(here)),
             Outcome::Aborted => words.push(ask(here)),
             _ => return skipped("the guest is whole nowhere"),
         }

@@ -67,10 +67,13 @@ enum State {
     Finished,
 }
 
+/// The device state, and the pages and blocks that the guest will lack.
+type DeviceState = (Vec<u8>, UnitSet<Page>, Option<UnitSet<Block>>);
+
 /// The destination's core.
 pub struct DestinationCore {
     state: State,
-    device: Option<(Vec<u8>, UnitSet<Page>, Option<UnitSet<Block>>)>,
+    device: Option<DeviceState>,
     barriers: u32,
     pages_left: u64,
     blocks_left: u64,

@@ -11,6 +11,10 @@ use whimbrel_model::{
 
 /// Bytes that one job asks a lane to send.
 const JOB_BYTES: u64 = 1 << 20;
+/// Once the guest runs at the destination, a page in a job that waits can't be had by demand: jobs hold no more than this
+/// time's worth of the link, though at least [`LEAST_JOB_BYTES`].
+const PULL_JOB: Nanos = Nanos(2_000_000);
+const LEAST_JOB_BYTES: u64 = 64 << 10;
 /// Jobs that a lane has at once, so that it never waits for the core.
 const JOBS_AT_ONCE: usize = 2;
 /// How often a schedule that has nothing to do is asked again.
@@ -372,7 +376,7 @@ impl<U: FlowUnit> Flow<U> {
                 wants.push(Want::Observe(Observe::Peek));
                 return false;
             }
-            let runs = self.next_runs(around.stage, wants);
+            let runs = self.next_runs(around, wants);
             if !runs.is_empty() {
                 let units = runs.iter().map(|r| r.extent.count).sum();
                 self.open.start.get_or_insert(around.now);
@@ -385,8 +389,14 @@ impl<U: FlowUnit> Flow<U> {
     }
 
     /// Takes up to a job's worth of unsent units off the queue.
-    fn next_runs(&mut self, stage: Stage, wants: &mut Vec<Want>) -> Vec<Run> {
-        let most = (JOB_BYTES / self.unit_bytes).max(1);
+    fn next_runs(&mut self, around: &Around, wants: &mut Vec<Want>) -> Vec<Run> {
+        let stage = around.stage;
+        let bytes = match (stage, around.bandwidth) {
+            (Stage::Pull, Some(rate)) => ((rate.0 * PULL_JOB.0 as f64 / 1e9) as u64).clamp(LEAST_JOB_BYTES, JOB_BYTES),
+            (Stage::Pull, None) => LEAST_JOB_BYTES,
+            (Stage::Push | Stage::Paused, _) => JOB_BYTES,
+        };
+        let most = (bytes / self.unit_bytes).max(1);
         let (mut runs, mut taken, mut deferred) = (Vec::new(), 0, 0);
         let mut keep = Vec::new();
         while taken < most

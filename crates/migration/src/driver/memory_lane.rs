@@ -103,10 +103,12 @@ impl LaneSender {
         Ok(sent)
     }
 
-    /// The most pages that go in one write: a burst of the bucket.
+    /// The most pages that go in one write: a burst of the bucket with its headers, or, where nothing limits, a whole
+    /// job, so that none of it is left over for a small write of its own.
     fn most_pages(&self) -> u64 {
         let burst = self.stream.burst_bytes().min(self.limit.burst_bytes());
-        (burst / PAGE_BYTES).saturating_sub(1).clamp(1, u64::from(MOST_RAW_PAGES))
+        let limited = self.stream.nic().egress().rate().is_some() || self.limit.rate().is_some();
+        (burst / PAGE_BYTES).saturating_sub(u64::from(limited)).clamp(1, u64::from(MOST_RAW_PAGES))
     }
 
     /// Splits an extent into runs of zero pages, where the chain knows them, and runs of others.

@@ -4,7 +4,6 @@ use super::control_lane::{begin_as_source, hear, say};
 use super::disk_lane::{DiskJob, DiskSender, serve_pulls};
 use super::memory_lane::{LaneJob, LaneSender};
 use super::setup::Connections;
-use super::watch::WorkWatch;
 use super::{DriverError, in_words};
 use crate::commands::MoveSpec;
 use crate::core::{Ending, Limits, Progress, SourceCore, SourceEffect, SourceInput, SourcePlan, Written};
@@ -96,7 +95,6 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut dyn FnMut(Progress)) ->
     let demand_encode = movement.memory.build(&BuildContext { pages, seed }).encode;
     let (inputs, received) = channel();
     let lanes = Lanes::start(&machine, &volume, connections, encode, demand_encode, &inputs, &parts.runtime)?;
-    let _watch = WorkWatch::start(Arc::clone(&machine), recorder.clone());
     let mut source =
         Source { core: SourceCore::new(plan), machine, volume, log, recorder, lanes, timer: None, ending: None };
     source.feed(SourceInput::Start);
@@ -168,6 +166,8 @@ impl Lanes {
         self.push = None;
         self.demand = None;
         self.disk = None;
+        // The other side's listener ends at this, and with it its side of the connection, at which ours ends.
+        let _ = self.control.shutdown_write();
         if by_force || self.running.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
             self.sever.iter().for_each(Severer::sever);
         }
@@ -300,6 +300,9 @@ impl Source {
             SourceEffect::Pause => {
                 let paused = self.machine.pause();
                 self.recorder.record_at(paused.left, Event::Moment { moment: Moment::Paused });
+                let progress = self.machine.progress();
+                let work = Event::Work { units: progress.units, operations: progress.operations };
+                self.recorder.record_at(paused.left, work);
                 return Ok(Some(SourceInput::Paused { at: paused.left }));
             }
             SourceEffect::Drain => {
