@@ -1,0 +1,9 @@
+//! The contract that every member of every family keeps, on whole guests that move between two real hosts: nothing is
+//! lost, it ends, and what can't be done leaves the guest where it was.
+
+mod support;
+
+#[path = "contract/product.rs"]
+mod product;
+#[path = "contract/sample.rs"]
+mod sample;
