@@ -3,10 +3,7 @@
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use whimbrel_model::Nanos;
 
-/// The host's monotonic clock (CLOCK_MONOTONIC). Comparable between processes of one host, not between hosts.
-pub fn monotonic() -> Nanos {
-    nanos(clock_gettime(ClockId::Monotonic))
-}
+pub use whimbrel_wire::clock::now as monotonic;
 
 /// The time of day (CLOCK_REALTIME), since 1970. Only for what must be told from one host to another without a
 /// measured offset: how long a guest was away.

@@ -214,6 +214,9 @@ impl Desk {
     }
 
     fn try_to(&mut self, command: Command, answers: &UnboundedSender<Answer>) -> Result<Answer, DriverError> {
+        if self.expected.is_some() && command.needs_the_guest() {
+            return Err(DriverError::Protocol("the guest is on its way here".to_owned()));
+        }
         match command {
             Command::Create { spec } => {
                 self.discard();

@@ -115,6 +115,25 @@ pub enum Command {
     Discard {},
 }
 
+impl Command {
+    /// Whether it is about a guest that is this host's. One that is on its way here is not, until the move has been
+    /// collected: it may run at the source.
+    pub fn needs_the_guest(&self) -> bool {
+        match self {
+            Command::Run {}
+            | Command::Migrate { .. }
+            | Command::Resolve { .. }
+            | Command::Stop {}
+            | Command::Verify {} => true,
+            Command::Create { .. }
+            | Command::Control { .. }
+            | Command::Receive { .. }
+            | Command::Collect {}
+            | Command::Discard {} => false,
+        }
+    }
+}
+
 /// What an agent answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]

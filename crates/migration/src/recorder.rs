@@ -23,7 +23,7 @@ impl Recorder {
 
     /// Records an event that happens now.
     pub fn record(&self, event: Event) {
-        self.record_at(whimbrel_machine::clock::monotonic(), event);
+        self.record_at(whimbrel_wire::clock::now(), event);
     }
 
     /// What was recorded, by time.

@@ -259,7 +259,7 @@ impl World {
                 }
             }
             Fault::DestinationFails(at) if at == self.events => {
-                self.to_destination(DestinationInput::Lost("the disk is full".to_owned()));
+                self.tell_destination(DestinationInput::Lost("the disk is full".to_owned()));
                 self.after(0, Happening::Break);
             }
             _ => {}
@@ -271,11 +271,11 @@ impl World {
             Happening::Source(SourceInput::Timer) => {
                 if self.source_timer.is_some_and(|at| at <= self.now) {
                     self.source_timer = None;
-                    self.to_source(SourceInput::Timer);
+                    self.tell_source(SourceInput::Timer);
                 }
             }
-            Happening::Source(input) => self.to_source(input),
-            Happening::Destination(input) => self.to_destination(input),
+            Happening::Source(input) => self.tell_source(input),
+            Happening::Destination(input) => self.tell_destination(input),
             Happening::Departs { family, job, runs, lane, limit } => self.depart(family, job, &runs, lane, limit),
             Happening::Arrives { family, units, acknowledge } => self.arrive(family, &units, acknowledge),
             Happening::Pulls { block } => self.pulled(block),
@@ -287,8 +287,8 @@ impl World {
 
     fn link_breaks(&mut self) {
         self.link_up = false;
-        self.to_source(SourceInput::Lost("the link broke".to_owned()));
-        self.to_destination(DestinationInput::Lost("the link broke".to_owned()));
+        self.tell_source(SourceInput::Lost("the link broke".to_owned()));
+        self.tell_destination(DestinationInput::Lost("the link broke".to_owned()));
     }
 
     fn depart(&mut self, family: Family, job: u64, runs: &[Run], lane: Lane, limit: Option<ByteRate>) {
@@ -341,7 +341,7 @@ impl World {
             (Family::Disk, None) => 0,
         };
         if pulling {
-            self.to_destination(DestinationInput::Left { family, units: left });
+            self.tell_destination(DestinationInput::Left { family, units: left });
             self.wake();
         }
         if let Some((job, sent)) = acknowledge {
@@ -363,7 +363,7 @@ impl World {
         if !self.link_up {
             return;
         }
-        self.to_source(SourceInput::Pulled(whimbrel_model::Extent { start: block, count: 1 }));
+        self.tell_source(SourceInput::Pulled(whimbrel_model::Extent { start: block, count: 1 }));
         let version = self.blocks.as_ref().map_or(0, |b| b.source[block as usize]);
         let free = self.through(Lane::Disk, BLOCK_BYTES, None).plus(self.delay);
         self.schedule(free, Happening::PullAnswered { block, version });
@@ -404,7 +404,7 @@ impl World {
             }
         } else if self.pages.missing.contains(unit) {
             self.waits_for_page = Some(unit);
-            self.to_destination(DestinationInput::Fault(vec![unit]));
+            self.tell_destination(DestinationInput::Fault(vec![unit]));
         } else {
             self.pages.write_at_destination(unit);
         }
@@ -423,7 +423,7 @@ impl World {
         }
     }
 
-    fn to_source(&mut self, input: SourceInput) {
+    fn tell_source(&mut self, input: SourceInput) {
         let mut effects = Vec::new();
         self.source.on(self.now, input, &mut effects);
         for effect in effects {
@@ -492,7 +492,7 @@ impl World {
         }
     }
 
-    fn to_destination(&mut self, input: DestinationInput) {
+    fn tell_destination(&mut self, input: DestinationInput) {
         if !self.link_up && !matches!(input, DestinationInput::Lost(_)) {
             return;
         }
