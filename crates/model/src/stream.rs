@@ -35,6 +35,13 @@ pub trait Stream: Send {
     /// The next operation. A workload never ends.
     fn next(&mut self) -> Paced;
 
+    /// The next operations, as many as there is room for: the same as so many calls of [`Stream::next`], but cheaper.
+    fn fill(&mut self, room: &mut [Paced]) {
+        for paced in room {
+            *paced = self.next();
+        }
+    }
+
     /// The generator's state.
     fn save(&self) -> Vec<u8>;
 

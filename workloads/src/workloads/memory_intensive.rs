@@ -196,6 +196,8 @@ impl MemoryIntensive {
 }
 
 impl Stream for MemoryIntensive {
+    // Always, so that a filled batch is written in place: a copy of what was just written stalls the processor.
+    #[inline(always)]
     fn next(&mut self) -> Paced {
         let state = &mut self.state;
         if let Some(compute) = self.computing.due(&mut state.debt) {
