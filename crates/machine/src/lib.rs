@@ -4,7 +4,7 @@
 //! [`fill`] (what a guest holds before operation 0), [`saved`] (the device state), [`machines`] (the kinds) and [`twin`]
 //! (the check by which every migration is judged).
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod clock;
 pub mod error;

@@ -1,14 +1,16 @@
 //! The comparison of a guest with its twin, and what it says.
 
+use super::Twin;
+use super::follow::TwinVcpu;
 use super::image::{PageBuffer, UnitBuffer};
-use super::{Twin, TwinVcpu};
 use crate::error::MachineError;
-use crate::fill::UNIT_BYTES;
+use crate::fill::{UNIT_BYTES, page_content, unit_content};
 use crate::saved::{SavedState, SavedVcpu};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io;
 use whimbrel_memory::GuestRam;
+use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::units::PAGE_BYTES;
 use whimbrel_model::{Page, UnitSet};
 
@@ -142,7 +144,7 @@ impl Twin {
         let (mut differing, mut first) = (0u64, None);
         let (mut expected, mut found): (PageBuffer, PageBuffer) = ([0; PAGE_BYTES as usize], [0; PAGE_BYTES as usize]);
         for page in (0..self.shape.pages).filter(|page| !freed.contains(*page)) {
-            self.memory.page(page, &mut expected);
+            self.page(page, &mut expected);
             ram.read_page(page, &mut found);
             if expected != found {
                 differing += 1;
@@ -153,24 +155,40 @@ impl Twin {
         (self.shape.pages - freed.count(), freed.count(), first)
     }
 
+    /// Copies a page out: the one of the vCPU that touched it, or what was filled.
+    fn page(&self, page: u64, into: &mut PageBuffer) {
+        match self.vcpus.iter().find_map(|vcpu| vcpu.memory.page(page)) {
+            None => page_content(&self.content, self.seed, page, into),
+            Some(words) => {
+                for (bytes, word) in into.as_chunks_mut().0.iter_mut().zip(words) {
+                    *bytes = word.to_ne_bytes();
+                }
+            }
+        }
+    }
+
     /// How many blocks were compared, and the first difference.
     fn compare_disk(&self, read: ReadDisk<'_>) -> Result<(u64, Option<String>), MachineError> {
         const ZERO: UnitBuffer = [0; UNIT_BYTES as usize];
         let (mut differing, mut first) = (0u64, None);
-        let mut expected = ZERO;
+        let mut filled = ZERO;
+        let filled_bytes = self.shape.filled_sectors.min(self.shape.sectors) * SECTOR_BYTES;
         let mut chunk = vec![0; (CHUNK_UNITS * UNIT_BYTES) as usize];
-        let bytes = self.disk.bytes();
+        let bytes = self.shape.sectors * SECTOR_BYTES;
         let units = bytes.div_ceil(UNIT_BYTES);
         for start in (0..units).step_by(CHUNK_UNITS as usize) {
             let offset = start * UNIT_BYTES;
             let length = (CHUNK_UNITS * UNIT_BYTES).min(bytes - offset) as usize;
             read(offset, &mut chunk[..length])?;
             for (unit, found) in (start..).zip(chunk[..length].chunks(UNIT_BYTES as usize)) {
-                let untouched = self.disk.is_untouched(unit);
-                if !untouched {
-                    self.disk.unit(unit, &mut expected);
-                }
-                let expected = if untouched { &ZERO } else { &expected };
+                let expected = match self.vcpus.iter().find_map(|vcpu| vcpu.disk.unit(unit)) {
+                    Some(written) => written,
+                    None if unit * UNIT_BYTES >= filled_bytes => &ZERO,
+                    None => {
+                        unit_content(&self.content, self.seed, filled_bytes, unit, &mut filled);
+                        &filled
+                    }
+                };
                 if expected[..found.len()] != *found {
                     differing += 1;
                     first.get_or_insert_with(|| describe("block", unit, &expected[..found.len()], found));
