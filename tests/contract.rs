@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "contract/laws.rs"]
+mod laws;
 #[path = "contract/product.rs"]
 mod product;
 #[path = "contract/sample.rs"]

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use whimbrel_machine::Verification;
 use whimbrel_migration::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
-use whimbrel_model::Recorded;
+use whimbrel_model::{Phase, Recorded};
 use whimbrel_wire::codec::{read_frame, write_frame};
 use whimbrel_wire::hello::offer;
 use whimbrel_wire::{Hello, Role, SessionId};
@@ -25,11 +25,6 @@ impl Desk {
         Desk { stream }
     }
 
-    /// Another handle on the same connection.
-    pub fn again(&self) -> Self {
-        Desk { stream: self.stream.try_clone().unwrap() }
-    }
-
     /// Sends a command without waiting for its answer.
     pub fn tell(&self, command: &Command) {
         write_frame(&mut &self.stream, command, &[]).unwrap();
@@ -42,6 +37,17 @@ impl Desk {
                 Ok((Answer::Progress { .. }, _)) => {}
                 Ok((answer, _)) => return answer,
                 Err(error) => panic!("no answer came: {error:?}"),
+            }
+        }
+    }
+
+    /// Waits until the move that goes on is in that phase.
+    pub fn await_phase(&self, wanted: Phase) {
+        loop {
+            match read_frame(&mut &self.stream) {
+                Ok((Answer::Progress { progress }, _)) if progress.phase == wanted => return,
+                Ok((Answer::Progress { .. }, _)) => {}
+                other => panic!("phase {wanted:?} never came: {other:?}"),
             }
         }
     }

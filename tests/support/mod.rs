@@ -4,7 +4,7 @@
 
 mod desk;
 
-pub use desk::Desk;
+pub use desk::{Desk, carry, movement};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
