@@ -1,5 +1,6 @@
 //! Two agents of the built program as processes of their own, and the moves that they make.
 
+use crate::tally::median;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -74,17 +75,23 @@ impl Agents {
         Ok(Agents { hosts, children, _directory: directory })
     }
 
-    /// Makes one guest and moves it once.
-    pub fn moved(&self, movement: &Movement) -> Result<Moved, String> {
-        let plan = movement.plan();
+    /// Makes one guest and moves it, there and back, so many times: only the first time needs filling.
+    pub fn moved(&self, movement: &Movement, trips: u32) -> Result<Vec<Moved>, String> {
+        let plan = movement.plan(trips);
         let prepared = Prepared::new(&self.hosts, &plan).map_err(|e| in_words(&e))?;
-        let mut trips = prepared.run(None, &mut |_| {}).map_err(|e| in_words(&e))?;
-        let trip = trips.pop().ok_or("no trip was made")?;
-        let report = Report::from_events(&trip.events, &trip.facts);
-        match (report.outcome, &report.reason) {
-            (Outcome::Completed, _) => Ok(Moved { trip, report }),
-            (outcome, reason) => Err(format!("the move ended {outcome:?}: {reason:?}")),
-        }
+        let made = prepared.run(None, &mut |_| {}).map_err(|e| in_words(&e))?;
+        made.into_iter().map(Moved::new).collect()
+    }
+
+    /// The median of what each of so many trips gives.
+    pub fn median_of(
+        &self,
+        movement: &Movement,
+        trips: u32,
+        figure: impl Fn(&Moved) -> Result<f64, String>,
+    ) -> Result<f64, String> {
+        let figures: Result<Vec<f64>, String> = self.moved(movement, trips)?.iter().map(figure).collect();
+        Ok(median(&figures?))
     }
 }
 
@@ -150,7 +157,7 @@ impl Movement {
         }
     }
 
-    fn plan(&self) -> TrialPlan {
+    fn plan(&self, trips: u32) -> TrialPlan {
         let table = serde_json::from_value(self.memory.clone()).expect("a table");
         TrialPlan {
             guest: self.guest(),
@@ -160,7 +167,7 @@ impl Movement {
             destination_link: self.link,
             settle: self.settle,
             tail: Duration::ZERO,
-            trips: 1,
+            trips,
             verify: false,
         }
     }
@@ -174,6 +181,14 @@ pub struct Moved {
 }
 
 impl Moved {
+    fn new(trip: Trip) -> Result<Moved, String> {
+        let report = Report::from_events(&trip.events, &trip.facts);
+        match (report.outcome, &report.reason) {
+            (Outcome::Completed, _) => Ok(Moved { trip, report }),
+            (outcome, reason) => Err(format!("the move ended {outcome:?}: {reason:?}")),
+        }
+    }
+
     /// Seconds from one instant to another. The agents share this host's clock, so no offset comes in.
     pub fn seconds(&self, from: Moment, to: Moment) -> Result<f64, String> {
         let at = |wanted| {

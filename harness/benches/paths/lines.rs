@@ -18,6 +18,9 @@ const MIB: u64 = 1 << 20;
 const GB: f64 = 1e9;
 const PREFIX: &str = "wbench";
 
+/// Trips, and copies, of which a turn of a rate takes the median.
+const TRIPS: u32 = 3;
+
 fn shaped(rate: Option<f64>, delay_ns: u64) -> LinkSpec {
     LinkSpec { egress_bytes_per_s: rate, ingress_bytes_per_s: None, delay_ns }
 }
@@ -49,8 +52,8 @@ pub fn bulk_tcp(options: &Options, tally: &mut Tally) -> Outcome {
     let agents = Agents::start(None)?;
     let mut rival = Rival::start(ram_bytes, UNLIMITED_CHUNK_BYTES, [&[], &[]], "127.0.0.1")?;
     let movement = Movement::idle(ram_bytes, LinkSpec::default());
-    let ours = || Ok(agents.moved(&movement)?.copy_rate()? / GB);
-    let pairs = alternate(options.pairs(15), ours, || Ok(rival.copy()? / GB))?;
+    let ours = || agents.median_of(&movement, TRIPS, |moved| Ok(moved.copy_rate()? / GB));
+    let pairs = alternate(options.pairs(9), ours, || Ok(rival.copy(TRIPS)? / GB))?;
     tally.enter(&Figure {
         name: "bulk copy of an idle guest / bare TCP",
         unit: "GB/s",
@@ -66,7 +69,7 @@ pub fn bulk_iperf3(options: &Options, tally: &mut Tally) -> Outcome {
     let server = Iperf::start()?;
     let agents = Agents::start(None)?;
     let movement = Movement::idle(ram_bytes, LinkSpec::default());
-    let ours = || Ok(agents.moved(&movement)?.copy_rate()? / GB);
+    let ours = || agents.median_of(&movement, 1, |moved| Ok(moved.copy_rate()? / GB));
     let pairs = alternate(options.pairs(9), ours, || Ok(server.measure(ram_bytes)? / GB))?;
     tally.enter(&Figure {
         name: "bulk copy of an idle guest / iperf3",
@@ -127,13 +130,11 @@ pub fn limited(options: &Options, tally: &mut Tally) -> Outcome {
         let rate = mbit * 125e3;
         let credit = Bucket::new(Some(ByteRate(rate))).burst_bytes() as f64;
         let movement = Movement::idle(if options.quick { mib / 4 } else { mib } * MIB, shaped(Some(rate), 0));
-        let mut pairs = Vec::new();
-        for _ in 0..options.pairs(3) {
-            let achieved = agents.moved(&movement)?.copy_rate()?;
-            // The first burst comes for free: without it the figure would be flattered.
-            let share = 1.0 - credit / movement.ram_bytes as f64;
-            pairs.push((achieved * share / 1e6, rate / 1e6));
-        }
+        // The first burst comes for free: without it the figure would be flattered.
+        let share = 1.0 - credit / movement.ram_bytes as f64;
+        let moved = agents.moved(&movement, options.pairs(3) as u32)?;
+        let pair = |moved: &Moved| Ok((moved.copy_rate()? * share / 1e6, rate / 1e6));
+        let pairs: Vec<(f64, f64)> = moved.iter().map(pair).collect::<Result<_, String>>()?;
         let name = format!("bulk copy on {mbit} Mbit/s / the rate that was set");
         tally.enter(&Figure { name: &name, unit: "MB/s", pairs: &pairs, limit: Limit::Least(0.98) });
     }
@@ -152,8 +153,8 @@ pub fn netns(options: &Options, tally: &mut Tally) -> Outcome {
     let host = End::Destination.address().to_string();
     let mut rival = Rival::start(ram_bytes, UNLIMITED_CHUNK_BYTES, [&prefixes[0], &prefixes[1]], &host)?;
     let movement = Movement::idle(ram_bytes, LinkSpec::default());
-    let ours = || Ok(agents.moved(&movement)?.copy_rate()? / 1e6);
-    let pairs = alternate(options.pairs(5), ours, || Ok(rival.copy()? / 1e6))?;
+    let ours = || agents.median_of(&movement, 1, |moved| Ok(moved.copy_rate()? / 1e6));
+    let pairs = alternate(options.pairs(4), ours, || Ok(rival.copy(1)? / 1e6))?;
     tally.enter(&Figure {
         name: "bulk copy in namespaces at 1 Gbit/s / bare TCP",
         unit: "MB/s",
@@ -170,8 +171,7 @@ pub fn downtime(options: &Options, tally: &mut Tally) -> Outcome {
         let link = shaped(Some(mbit * 125e3), delay_ms * 1_000_000);
         let movement = Movement::idle(if options.quick { 16 } else { 64 } * MIB, link);
         let mut pairs = Vec::new();
-        for _ in 0..options.pairs(7) {
-            let moved = agents.moved(&movement)?;
+        for moved in agents.moved(&movement, options.pairs(7) as u32)? {
             // Both hosts delay what they send: a round trip is twice the delay.
             let round_trip_s = 2.0 * delay_ms as f64 / 1e3;
             let bound = movement.ram_bytes as f64 / moved.copy_rate()? + 2.0 * round_trip_s + 5e-3;
@@ -194,8 +194,7 @@ pub fn predicted(options: &Options, tally: &mut Tally) -> Outcome {
             ..Movement::idle(64 * MIB, shaped(Some(62.5e6), 0))
         };
         let (mut pairs, mut words) = (Vec::new(), Vec::new());
-        for _ in 0..options.pairs(5) {
-            let moved = agents.moved(&movement)?;
+        for moved in agents.moved(&movement, options.pairs(4) as u32)? {
             let said = moved.report.predicted_downtime_ns.ok_or("no downtime was predicted")? as f64 / 1e6;
             let had = downtime_s(&moved)? * 1e3;
             pairs.push(((said - had).abs(), (had * 0.1).max(2.0)));

@@ -2,9 +2,9 @@
 //! that nobody migrates. `cargo bench -p whimbrel --bench paths [-- FILTER] [--quick] [--big] [--check]`.
 //!
 //! Both rivals of a line run in the same minute, in alternating pairs, so that what else the host does disturbs both
-//! alike. Printed are the median ratio, its range and the limit; every pair is kept as a line of JSON under the build's
-//! folder. Memory is populated before anything is timed, on both sides of every line: the first touch of fresh pages
-//! costs ten times a copy.
+//! alike. Printed are the median ratio, its range, the best of one against the best of the other, and what is wanted of
+//! the median; every pair is kept as a line of JSON under the build's folder. Memory is populated before anything is
+//! timed, on both sides of every line: the first touch of fresh pages costs ten times a copy.
 //!
 //! | option | meaning |
 //! |---|---|

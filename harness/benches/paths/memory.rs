@@ -33,7 +33,7 @@ pub fn own_memory(options: &Options, tally: &mut Tally) -> Outcome {
     let over = AtomicBool::new(false);
     let most = std::thread::scope(|scope| {
         let watched = scope.spawn(|| watch(&agents.children, &over));
-        let moved = agents.moved(&movement);
+        let moved = agents.moved(&movement, 1);
         over.store(true, Ordering::Relaxed);
         let most = watched.join().map_err(|_| "the sampler panicked".to_owned())?;
         moved.map(|_| most)

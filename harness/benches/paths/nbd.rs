@@ -107,7 +107,7 @@ pub fn nbd(options: &Options, tally: &mut Tally) -> Outcome {
             Err(why) => tally.skip(&format!("nbd / {name}"), &why),
         }
     }
-    let time = Duration::from_millis(if options.quick { 200 } else { 500 });
+    let time = Duration::from_millis(if options.quick { 200 } else { 400 });
     for job in JOBS {
         let mut pairs = vec![Vec::new(); rivals.len()];
         for turn in 0..options.pairs(5) {

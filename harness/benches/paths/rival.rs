@@ -9,6 +9,7 @@
 //!                           │◄───────────────────────── one byte: all there ─│
 //! ```
 
+use crate::tally::median;
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -77,8 +78,13 @@ impl Rival {
         }
     }
 
-    /// Copies everything once. Bytes a second.
-    pub fn copy(&mut self) -> Result<f64, String> {
+    /// Copies everything so many times. The median of bytes a second.
+    pub fn copy(&mut self, times: u32) -> Result<f64, String> {
+        let rates: Result<Vec<f64>, String> = (0..times).map(|_| self.once()).collect();
+        Ok(median(&rates?))
+    }
+
+    fn once(&mut self) -> Result<f64, String> {
         writeln!(self.writer.orders, "again").map_err(|e| e.to_string())?;
         let seconds: f64 = self.writer.hear()?.parse().map_err(|_| "the rival's writer is gone".to_owned())?;
         Ok(self.bytes as f64 / seconds)
