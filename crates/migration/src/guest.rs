@@ -32,7 +32,12 @@ impl RamPool {
     fn take(&self, bytes: u64) -> Result<Arc<GuestRam>, DriverError> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = kept.iter().position(|ram| ram.pages() * PAGE_BYTES == bytes) {
-            return Ok(kept.swap_remove(at));
+            let ram = kept.swap_remove(at);
+            drop(kept);
+            // Post-copy leaves pages out of the guest's mapping, and a dirty log leaves them protected: the next guest, and
+            // above all a control run, would pay for that.
+            ram.populate()?;
+            return Ok(ram);
         }
         // RAM of another size is of no use to this run of cells.
         kept.clear();

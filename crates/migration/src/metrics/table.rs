@@ -119,7 +119,7 @@ pub const METRICS: &[Metric] = &[
     time("disk_faults.p50_ns", Clock::Destination, Smaller, "The median wait."),
     time("disk_faults.p99_ns", Clock::Destination, Smaller, "The wait that 99 of 100 don't exceed."),
     time("disk_faults.max_ns", Clock::Destination, Smaller, "The longest wait."),
-    amount("work.baseline_units_per_s", "units/s", Larger, "The control run's work a second, over the stretch that the migration took, in units that the workload declares. Beyond the control run's end its mean rate goes on."),
+    amount("work.baseline_units_per_s", "units/s", Larger, "The control run's work a second, over the stretch that the migration took, in units that the workload declares. Beyond the control run's end the rate of its second half goes on."),
     amount("work.push_degradation_ratio", "ratio", Smaller, "1 - work done from `setup_done` to `pause_requested` / the control run's work in as long a time from the same work on. Below 0: more was done than in the control run. Null for a stretch below 50 ms."),
     amount("work.pull_degradation_ratio", "ratio", Smaller, "The same from `resumed` to `whole`."),
     amount("work.lost_units", "units", Smaller, "The control run's work less the work done, when the migration is over."),

@@ -245,11 +245,16 @@ fn work_is_compared_with_the_control_run() {
 }
 
 #[test]
-fn the_control_runs_mean_rate_goes_on() {
+fn the_rate_of_the_control_runs_second_half_goes_on() {
     let at = |ms: u64| (1000 + ms) * MS;
     let mut events = moved();
     events.extend([source(at(0), work(350)), source(at(106), work(456)), destination(at(197), work(536))]);
     let report = Report::from_events(&events, &Facts { control: Some(control()), ..facts() });
+    assert!((report.work.lost_units.unwrap() - 11.0).abs() < 1e-6, "{:?}", report.work);
+    // A cold start, of which the trial has nothing left, doesn't count.
+    let sample = |ms: u64, units| WorkSample { at_ns: ms * MS, units, operations: vec![units * 10] };
+    let cold = ControlRun { work: vec![sample(0, 0), sample(300, 100), sample(600, 400)], ..control() };
+    let report = Report::from_events(&events, &Facts { control: Some(cold), ..facts() });
     assert!((report.work.lost_units.unwrap() - 11.0).abs() < 1e-6, "{:?}", report.work);
 }
 

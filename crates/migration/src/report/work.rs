@@ -2,7 +2,7 @@
 //!
 //! Trial and control run execute the same stream of operations. A stretch of the trial is compared with as long a
 //! stretch of the control run that begins at the same operations, so that a workload with phases is compared with the
-//! same phase. Beyond the control run's last reading its mean rate goes on.
+//! same phase. Beyond the control run's last reading the rate of its second half goes on: in the first, caches were cold.
 
 use super::timeline::{Timeline, between};
 use super::{Facts, Measured, Reasons, WorkSample, not_recorded};
@@ -106,7 +106,8 @@ impl Curve {
         self.0[self.0.len() - 1]
     }
 
-    /// What had been done at an instant, wherever it lies: outside the readings the mean rate goes on.
+    /// What had been done at an instant, wherever it lies: before the readings by the mean rate, after them by the rate of
+    /// their second half.
     fn at(&self, at: f64) -> Reading {
         self.along(at, |r| r.at)
     }
@@ -116,12 +117,20 @@ impl Curve {
         self.along(operations, |r| r.operations)
     }
 
+    /// Between which readings the curve has settled: what comes before has the cost of a cold start in it.
+    fn second_half(&self) -> (Reading, Reading) {
+        let (first, last) = (self.first(), self.last());
+        let middle = self.0.partition_point(|r| r.at < (first.at + last.at) / 2.0);
+        let middle = self.0[middle];
+        if middle.at < last.at && middle.operations < last.operations { (middle, last) } else { (first, last) }
+    }
+
     fn along(&self, value: f64, key: impl Fn(&Reading) -> f64) -> Reading {
         let (first, last) = (self.first(), self.last());
         let after = self.0.partition_point(|r| key(r) < value);
         let (a, b) = match after {
             0 => (first, last),
-            n if n == self.0.len() => (first, last),
+            n if n == self.0.len() => self.second_half(),
             n => (self.0[n - 1], self.0[n]),
         };
         let width = key(&b) - key(&a);
