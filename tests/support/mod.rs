@@ -4,6 +4,7 @@
 
 mod desk;
 
+#[allow(unused_imports, reason = "each test program uses a part of it")]
 pub use desk::{Desk, carry, movement};
 
 use serde::de::DeserializeOwned;

@@ -1,0 +1,150 @@
+//! The link cut and the hosts killed, at points of every phase, under every pair of strategies.
+
+use crate::proxy::{Act, Lane, Point, Proxy, Toward};
+use crate::sample::{Factor, Row, pairwise, product};
+use crate::support::{Pair, guest, plan, run, saw};
+use serde_json::{Value, json};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+use whimbrel_disk::DISK_STRATEGIES;
+use whimbrel_memory::SCHEDULES;
+use whimbrel_migration::report::{Outcome, Report, Verdict};
+use whimbrel_migration::session::Trip;
+use whimbrel_model::rng::Rng;
+use whimbrel_model::{Mark, Moment};
+
+use Lane::{Control, Demand, DiskPull, DiskPush, Push};
+use Toward::{Destination, Source};
+
+const FAULTY: &str = "faulty";
+
+/// Points of a move, in the order of its phases. Not every move comes by each.
+const POINTS: [Point; 26] = [
+    // Setup: within a hello, before its answer, while clocks are compared, while NBD negotiates.
+    Point::Bytes(Control, Destination, 5),
+    Point::Bytes(Control, Source, 3),
+    Point::Bytes(Control, Destination, 300),
+    Point::Bytes(DiskPull, Destination, 20),
+    Point::Bytes(DiskPush, Source, 40),
+    Point::Bytes(DiskPush, Destination, 100),
+    // Push, or whatever comes first on a lane.
+    Point::Bytes(Push, Destination, 1),
+    Point::Bytes(Push, Destination, 3 << 20),
+    Point::Bytes(Push, Destination, 15 << 20),
+    Point::Bytes(DiskPush, Destination, 3 << 20),
+    Point::Bytes(DiskPush, Source, 400),
+    // Switchover.
+    Point::Before("state"),
+    Point::After("state"),
+    Point::Before("loaded"),
+    Point::After("loaded"),
+    // The hand-over itself.
+    Point::Before("hand_over"),
+    Point::After("hand_over"),
+    Point::Before("resumed"),
+    Point::After("resumed"),
+    // Pull.
+    Point::Since("hand_over", Push, Destination, 64 << 10),
+    Point::Since("hand_over", Demand, Source, 1),
+    Point::Since("hand_over", DiskPush, Destination, 4 << 10),
+    Point::Since("hand_over", DiskPull, Destination, 4 << 10),
+    Point::Before("whole"),
+    Point::After("whole"),
+    Point::Before("released"),
+];
+
+/// What breaks.
+const ACTS: [&str; 4] = ["cut the link", "cut one connection", "kill the source", "kill the destination"];
+
+fn factors() -> Vec<Factor> {
+    let sound = |names: Vec<&'static str>| names.into_iter().filter(|n| *n != FAULTY).map(str::to_owned).collect();
+    vec![
+        ("point", POINTS.iter().map(|point| format!("{point:?}")).collect()),
+        ("act", ACTS.map(str::to_owned).to_vec()),
+        ("memory", sound(SCHEDULES.names().collect())),
+        ("disk", sound(DISK_STRATEGIES.names().collect())),
+    ]
+}
+
+/// A guest that writes memory and disk, and reads both.
+fn busy() -> Value {
+    json!({"use": "mix", "parts": [
+        {"use": "memory-intensive", "rate": "32 MiB/s", "read_share": 0.5},
+        {"use": "disk-write", "rate": "16 MiB/s", "pattern": "random", "read_share": 0.5},
+    ]})
+}
+
+/// Makes the move of a row, and says what is wrong with how it ended; else whether the point was reached.
+fn broken(factors: &[Factor], row: &Row, seed: u64) -> Result<bool, String> {
+    let pair = Pair::start();
+    let act = match row[1] {
+        0 => Act::CutAll,
+        1 => Act::CutOne,
+        2 => Act::Kill(pair.source.pid()),
+        _ => Act::Kill(pair.destination.pid()),
+    };
+    let proxy = Proxy::start(pair.destination.address, POINTS[row[0]], act);
+    let memory = json!({"schedule": factors[2].1[row[2]]});
+    let disk = json!({"strategy": factors[3].1[row[3]]});
+    let mut plan = plan(guest(seed, 2, busy()), memory, disk);
+    plan.source_link.egress_bytes_per_s = Some(120e6);
+    let trips = run(&pair.hosts_through(proxy.address), &plan).map_err(|error| format!("{error:?}"))?;
+    judge(&trips[0], &proxy, act, &pair)?;
+    Ok(proxy.fired())
+}
+
+/// The guest is whole and equal at one side only, or lost when it had to be.
+fn judge(trip: &Trip, proxy: &Proxy, act: Act, pair: &Pair) -> Result<(), String> {
+    use Outcome::{Aborted, Completed, Lost, Undecided};
+    let report = Report::from_events(&trip.events, &trip.facts);
+    let told = proxy.crossed("hand_over");
+    let said = saw(&trip.events, Mark::Source, Moment::HandedOver);
+    let allowed: &[Outcome] = match act {
+        _ if !proxy.fired() => &[Completed],
+        Act::CutAll | Act::CutOne if told => &[Completed, Lost],
+        Act::CutAll | Act::CutOne => &[Aborted],
+        Act::Kill(pid) if pid == pair.source.pid() && told => &[Completed, Lost],
+        Act::Kill(pid) if pid == pair.source.pid() => &[Lost],
+        Act::Kill(_) if told || said => &[Lost, Undecided],
+        Act::Kill(_) => &[Aborted],
+    };
+    let wrong = |what: &str| Err(format!("{what}: {:?} ({:?}), {:?}", report.outcome, report.reason, report.verify));
+    if !allowed.contains(&report.outcome) {
+        return wrong(&format!("allowed was {allowed:?}, hand-over said {said} and told {told}"));
+    }
+    let verify = (report.verify.memory, report.verify.disk);
+    let resumed = saw(&trip.events, Mark::Destination, Moment::Resumed);
+    match report.outcome {
+        Completed if verify == (Verdict::Equal, Verdict::Equal) && resumed => Ok(()),
+        Aborted if verify == (Verdict::Equal, Verdict::Equal) && !resumed && report.reason.is_some() => Ok(()),
+        Lost | Undecided if report.reason.is_some() => Ok(()),
+        _ => wrong("the guest is not where it should be, or not whole"),
+    }
+}
+
+#[test]
+fn whatever_breaks_the_guest_is_alive_at_one_side_or_the_row_says_lost() {
+    let seed = std::env::var("WHIMBREL_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let (factors, mut rng) = (factors(), Rng::new(seed));
+    let rows = match std::env::var_os("WHIMBREL_FULL") {
+        None => pairwise(&factors, &mut rng),
+        Some(_) => product(&factors, &["point", "act", "memory", "disk"], &mut rng),
+    };
+    let (mut complaints, mut reached) = (Vec::new(), vec![false; POINTS.len()]);
+    for (seed, row) in (seed..).zip(&rows) {
+        let shown: Vec<&str> = row.iter().zip(&factors).map(|(value, factor)| factor.1[*value].as_str()).collect();
+        let began = Instant::now();
+        let ended = catch_unwind(AssertUnwindSafe(|| broken(&factors, row, seed)));
+        println!("{:?}: seed {seed}, {shown:?}", began.elapsed());
+        match ended {
+            Ok(Ok(fired)) => reached[row[0]] |= fired,
+            Ok(Err(complaint)) => complaints.push(format!("seed {seed}, {shown:?}: {complaint}")),
+            Err(_) => complaints.push(format!("seed {seed}, {shown:?}: it panicked or didn't end")),
+        }
+    }
+    println!("{} moves; WHIMBREL_SEED={seed}", rows.len());
+    for (point, _) in POINTS.iter().zip(&reached).filter(|(_, reached)| !**reached) {
+        eprintln!("SKIPPED: no move came by {point:?}");
+    }
+    assert!(complaints.is_empty(), "WHIMBREL_SEED={seed}\n{}", complaints.join("\n"));
+}
