@@ -1,15 +1,19 @@
 //! The connections of one move: the source opens them all, so that only the destination needs to be reachable.
 
 use super::DriverError;
+use rustix::net::RecvFlags;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use whimbrel_wire::hello::offer;
 use whimbrel_wire::{AsyncLinkStream, Class, Hello, LinkStream, Nic, Role, SessionId, Token};
 
-/// How long the destination waits for the source's connections.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the destination waits for the source's connections, which the source opens at once.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often the connections that have come are looked at while others are awaited.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The streams of one move.
 pub struct Connections {
@@ -63,6 +67,15 @@ pub fn connect_roles(
     })
 }
 
+/// Whether the other side has ended a connection on which nothing has come yet.
+fn has_ended(socket: &std::net::TcpStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    match rustix::net::recv(socket, &mut [0; 1], flags) {
+        Ok((_, bytes)) => bytes == 0,
+        Err(error) => error != rustix::io::Errno::AGAIN,
+    }
+}
+
 /// Waits for every connection of a move, as the agent's listener hands them over. To be called within tokio's runtime.
 ///
 /// # Errors
@@ -74,13 +87,19 @@ pub fn accept_roles(
 ) -> Result<Connections, DriverError> {
     let deadline = Instant::now() + PATIENCE;
     let mut streams: Vec<(Role, LinkStream)> = Vec::new();
+    let mut sockets: Vec<std::net::TcpStream> = Vec::new();
     let wanted = if has_disk { 5 } else { 3 };
     while streams.len() < wanted {
         let wait = deadline.saturating_duration_since(Instant::now());
-        let (role, tcp) = coming.recv_timeout(wait).map_err(|_| {
-            let what = format!("only {} of {wanted} connections came from the source", streams.len());
-            DriverError::Protocol(what)
-        })?;
+        let (role, tcp) = match coming.recv_timeout(wait.min(LOOK_EVERY)) {
+            Ok(next) => next,
+            Err(RecvTimeoutError::Timeout) if wait > LOOK_EVERY && !sockets.iter().any(has_ended) => continue,
+            Err(_) => {
+                let what = format!("only {} of {wanted} connections came from the source", streams.len());
+                return Err(DriverError::Protocol(what));
+            }
+        };
+        sockets.push(tcp.try_clone()?);
         if streams.iter().any(|(known, _)| *known == role) {
             return Err(DriverError::Protocol(format!("the connection for {role:?} came twice")));
         }
