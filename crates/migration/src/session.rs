@@ -127,7 +127,7 @@ pub struct TrialPlan {
     pub destination_link: LinkSpec,
     /// How long the guest runs before it moves.
     pub settle: Duration,
-    /// How long it runs after each move before it is looked at.
+    /// How long it runs after each move, or attempt, before it is looked at.
     pub tail: Duration,
     /// Moves: 2 is there and back.
     pub trips: u32,
@@ -313,7 +313,8 @@ impl Move<'_> {
             false => Err("the move never began".to_owned()),
         };
         let outcome = self.settle_outcome(here, there, &left, &came);
-        if outcome.0 == Outcome::Completed {
+        // Wherever it is alive, it shows it.
+        if matches!(outcome.0, Outcome::Completed | Outcome::Aborted) {
             std::thread::sleep(self.plan.tail);
         }
         let mut trip = self.gather(here, there, &left, &came, outcome, (out, back));
@@ -382,17 +383,19 @@ impl Move<'_> {
         let mut events: Vec<Recorded> = Vec::new();
         events.extend(left.iter().chain(came).flat_map(|a| a.events.iter().cloned()));
         let at_destination = outcome == Outcome::Completed;
-        let holder = if at_destination { &mut *there } else { &mut *here };
-        let mut alive = None;
-        // Stopped before it is judged: it would run on meanwhile, and the twin would have all of that to do too.
+        let (mut outcome, mut reason, mut alive) = (outcome, reason, None);
         if matches!(outcome, Outcome::Completed | Outcome::Aborted) {
-            let stopped = holder.expect(&Command::Stop {}, |a| match a {
-                Answer::Stopped { events } => Some(events),
-                _ => None,
-            });
-            if let Ok(stopped) = stopped {
-                alive = Some(Alive { source: !at_destination, destination: at_destination });
-                events.extend(stopped);
+            match stop(if at_destination { there } else { here }) {
+                Ok(stopped) => {
+                    alive = Some(Alive { source: !at_destination, destination: at_destination });
+                    events.extend(stopped);
+                }
+                // It should have run, and does not: its disk failed, or its host is gone.
+                Err(error) => {
+                    outcome = Outcome::Lost;
+                    let before = reason.map_or(String::new(), |reason| format!("{reason}; then "));
+                    reason = Some(format!("{before}{}", in_words(&error)));
+                }
             }
         }
         if let Some(reason) = &reason {
@@ -468,6 +471,14 @@ impl Move<'_> {
         }
         verify
     }
+}
+
+/// Pauses the guest before it is judged: it would run on meanwhile, and the twin would have all of that to do too.
+fn stop(holder: &mut Agent) -> Result<Vec<Recorded>, SessionError> {
+    holder.expect(&Command::Stop {}, |a| match a {
+        Answer::Stopped { events } => Some(events),
+        _ => None,
+    })
 }
 
 /// Joins another comparison to what is known: different once is different.
