@@ -11,7 +11,7 @@ use whimbrel_memory::SCHEDULES;
 use whimbrel_migration::report::{Outcome, Report, Verdict};
 use whimbrel_migration::session::Trip;
 use whimbrel_model::rng::Rng;
-use whimbrel_model::{Mark, Moment};
+use whimbrel_model::{Event, Mark, Moment};
 
 use Lane::{Control, Demand, DiskPull, DiskPush, Push};
 use Toward::{Destination, Source};
@@ -116,7 +116,14 @@ fn judge(trip: &Trip, proxy: &Proxy, act: Act, pair: &Pair) -> Result<(), String
     let resumed = saw(&trip.events, Mark::Destination, Moment::Resumed);
     match report.outcome {
         Completed if verify == (Verdict::Equal, Verdict::Equal) && resumed => Ok(()),
-        Aborted if verify == (Verdict::Equal, Verdict::Equal) && !resumed && report.reason.is_some() => Ok(()),
+        Aborted if verify == (Verdict::Equal, Verdict::Equal) && !resumed && report.reason.is_some() => {
+            let last = trip.events.iter().rev().find_map(|event| match &event.event {
+                Event::Work { operations, .. } if event.host == Mark::Source => Some(operations.iter().sum::<u64>()),
+                _ => None,
+            });
+            let goes_on = last.is_none_or(|last| report.verify.operations.iter().sum::<u64>() > last);
+            if goes_on { Ok(()) } else { wrong("the guest did nothing more") }
+        }
         Lost | Undecided if report.reason.is_some() => Ok(()),
         _ => wrong("the guest is not where it should be, or not whole"),
     }
