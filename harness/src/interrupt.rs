@@ -18,22 +18,22 @@ struct Shared {
 }
 
 impl Interrupt {
-    /// One that SIGINT and SIGTERM raise.
+    /// One that SIGINT, SIGTERM and SIGHUP (the terminal is closed) raise.
     ///
     /// # Errors
     /// The signals can't be watched.
     pub fn on_signals() -> std::io::Result<Interrupt> {
         let interrupt = Interrupt::default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (mut int, mut term) = {
+        let (mut int, mut term, mut hup) = {
             let _inside = runtime.enter();
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
         };
         let raised = interrupt.clone();
         let watch = move || {
             runtime.block_on(async {
                 loop {
-                    tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+                    tokio::select! { _ = int.recv() => {}, _ = term.recv() => {}, _ = hup.recv() => {} }
                     if raised.raised() {
                         std::process::exit(crate::status::INTERRUPTED.into());
                     }

@@ -6,8 +6,8 @@
 use crate::BadInput;
 use crate::cli::RunOptions;
 use crate::embedded::Embedded;
-use crate::experiment::Via;
 use crate::experiment::{Cell, Experiment};
+use crate::experiment::{Link, Via};
 use crate::interrupt::Interrupt;
 use std::collections::HashMap;
 use std::sync::mpsc::RecvTimeoutError;
@@ -97,9 +97,14 @@ pub fn open(options: &RunOptions, interrupt: &Interrupt) -> anyhow::Result<Box<d
     let place = match (options.source, options.destination) {
         (Some(source), Some(destination)) => {
             let token = options.token_file.as_deref().map(Token::from_file).transpose();
+            if source == destination {
+                let why = "is the agent of both hosts; give the addresses of two";
+                return Err(BadInput(format!("--source, --destination: {source} {why}")).into());
+            }
             let hosts = Hosts::new(Host::at(source), Host::at(destination), token.map_err(bad)?);
             hosts.check().map_err(bad)?;
-            Place::Remote(hosts)
+            let here = source.ip().is_loopback() && destination.ip().is_loopback();
+            Place::Remote(hosts, if here || source.ip() == destination.ip() { "one-host" } else { "two-hosts" })
         }
         _ => Place::Embedded(Embedded::new()?),
     };
@@ -117,7 +122,8 @@ const CONTROL_TIME: Duration = Duration::from_millis(1500);
 const TAIL: Duration = Duration::from_millis(250);
 
 enum Place {
-    Remote(Hosts),
+    /// And whether they are one host or two, as far as their addresses tell.
+    Remote(Hosts, &'static str),
     Embedded(Embedded),
 }
 
@@ -132,11 +138,20 @@ impl Trials for RealTrials {
     fn prepare(&mut self, experiment: &Experiment) -> anyhow::Result<()> {
         let netns = experiment.cells.iter().any(|c| c.setting.link.via == Via::Netns);
         match &self.place {
-            Place::Remote(_) if netns => {
+            Place::Remote(..) if netns => {
                 let why = "link.via = \"netns\" needs both hosts on this one; leave --source and --destination out";
                 Err(BadInput(format!("{}: {why}", experiment.origin)).into())
             }
-            Place::Embedded(_) if netns => whimbrel_wire::netns::available().map_err(bad),
+            Place::Embedded(_) if netns => {
+                let two_rates =
+                    |c: &Cell| c.setting.link.via == Via::Netns && c.setting.link.destination_rate.is_some();
+                if experiment.cells.iter().any(two_rates) {
+                    let why =
+                        "link.destination_rate: the namespaces' link has one rate; leave it out, or via = \"bucket\"";
+                    return Err(BadInput(format!("{}: {why}", experiment.origin)).into());
+                }
+                whimbrel_wire::netns::available().map_err(bad)
+            }
             _ => Ok(()),
         }
     }
@@ -144,7 +159,7 @@ impl Trials for RealTrials {
     fn run(&mut self, request: &Request<'_>, progress: &mut dyn FnMut(Progress)) -> anyhow::Result<Vec<Trip>> {
         let setting = &request.cell.setting;
         let (hosts, placement) = match &mut self.place {
-            Place::Remote(hosts) => (hosts.clone(), "two-hosts"),
+            Place::Remote(hosts, placement) => (hosts.clone(), *placement),
             Place::Embedded(embedded) => (embedded.hosts(&setting.link)?, "one-host"),
         };
         let made = {
@@ -163,7 +178,7 @@ impl Trials for RealTrials {
             accelerator: "none".to_owned(),
             placement: placement.to_owned(),
             events: made.events,
-            facts: made.facts,
+            facts: with_limit(made.facts, &setting.link),
         };
         let made: Vec<Trip> = made?.into_iter().map(named).collect();
         if self.interrupt.raised() && made.iter().any(|trip| trip.facts.outcome != Some(Outcome::Completed)) {
@@ -171,6 +186,14 @@ impl Trials for RealTrials {
         }
         Ok(made)
     }
+}
+
+/// What the kernel limits, the hosts' own books don't know.
+fn with_limit(mut facts: Facts, link: &Link) -> Facts {
+    if link.via == Via::Netns {
+        facts.links.iter_mut().for_each(|l| l.limit_bytes_per_s = link.rate.map(|r| r.0));
+    }
+    facts
 }
 
 /// Makes the control run, if there is none yet, and then the trial: all guests at the same time.
@@ -240,6 +263,10 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
         ingress_bytes_per_s: rate(ingress),
         delay_ns: link.delay.0,
     };
+    let slower = match (link.rate, link.destination_rate) {
+        (Some(one), Some(other)) if other.0 < one.0 => Some(other),
+        (one, other) => one.or(other),
+    };
     let of = &setting.guest;
     let disk = |bytes: whimbrel_model::Bytes| DiskSpec {
         bytes: bytes.0,
@@ -258,9 +285,9 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
         },
         memory: setting.memory.clone(),
         disk: setting.disk.clone().unwrap_or_default(),
-        source_link: side(link.rate, None),
-        // A destination of its own speed receives no faster than it sends.
-        destination_link: side(link.destination_rate.or(link.rate), link.destination_rate),
+        // What leaves one host must fit into the other's card: else it would queue in front of it, demand replies too.
+        source_link: side(slower, None),
+        destination_link: side(slower, link.destination_rate),
         settle: of.settle.into(),
         tail: TAIL,
         trips: of.trips,

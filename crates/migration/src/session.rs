@@ -410,7 +410,8 @@ impl Move<'_> {
         let destination = came.as_ref().ok();
         let payload = payload_bytes(&events);
         let sent = |account: Option<&Box<Account>>| account.map(|a| a.sent);
-        let wire: Option<u64> = sent(source).zip(sent(destination)).map(|(a, b)| a.wire_bytes + b.wire_bytes);
+        // Where a host is gone, what it sent is not known; the other one's is.
+        let wire = sent(source).map(|a| a.wire_bytes + sent(destination).map_or(0, |b| b.wire_bytes));
         let names = if self.trip % 2 == 1 { ["source", "destination"] } else { ["destination", "source"] };
         let facts = Facts {
             ram_bytes: guest.ram_bytes,

@@ -5,6 +5,7 @@ use crate::{BadInput, status};
 use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
+use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_nbd::{Access, Exports, FileBackend, Server, ShutdownHandle};
 
 pub(super) fn serve(image: &Path, listen: &str) -> anyhow::Result<u8> {
@@ -13,6 +14,11 @@ pub(super) fn serve(image: &Path, listen: &str) -> anyhow::Result<u8> {
     };
     if image.is_dir() {
         return Err(refuse(&"it is a folder").into());
+    }
+    let size = std::fs::metadata(image).map_err(|e| refuse(&e))?.len();
+    if size == 0 || size % SECTOR_BYTES != 0 {
+        let why = format!("its size of {size} bytes is not a multiple of {SECTOR_BYTES}");
+        return Err(refuse(&why).into());
     }
     let backend = FileBackend::open(image, Access::ReadWrite).map_err(|e| refuse(&e))?;
     let exports = Arc::new(Exports::single(Arc::new(backend)));

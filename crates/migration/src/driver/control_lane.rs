@@ -11,7 +11,7 @@ use whimbrel_wire::message::Spoken;
 use whimbrel_wire::{LinkStream, Message};
 
 /// Exchanges from which the clocks' offset is estimated: the one with the shortest round trip counts.
-const EXCHANGES: u32 = 16;
+const EXCHANGES: u32 = 8;
 
 /// What is said before the cores begin.
 #[derive(Debug, Serialize, Deserialize)]

@@ -19,8 +19,7 @@ pub struct Facts {
     pub block_size_bytes: u64,
     /// The offset between the hosts' clocks as measured.
     pub clock: Option<ClockOffset>,
-    /// Bytes of messages, requests, bitmaps, device state and framing, both directions. Where it is `None`, it is the
-    /// rest of the links' payload.
+    /// Bytes of messages, requests, bitmaps, device state and framing, both directions; `None`: not counted.
     pub control_bytes: Option<u64>,
     /// Payload that the guest never used, in bytes.
     pub unused_bytes: Option<u64>,

@@ -33,11 +33,9 @@ impl BytesSplit {
     pub(super) fn of(events: &[Recorded], facts: &Facts, reasons: &mut Reasons<'_>) -> Self {
         let (memory, disk) = (sum(events, Family::Memory, |_, _| true), sum(events, Family::Disk, |_, _| true));
         let data = memory.bytes() + disk.bytes();
-        let payload: u64 = facts.links.iter().map(|l| l.payload_bytes).sum();
         let control = match facts.control_bytes {
             Some(control) => Ok(control),
-            None if facts.links.is_empty() => Err("neither messages nor links were counted".to_owned()),
-            None => Ok(payload.saturating_sub(data)),
+            None => Err("what crossed the links was not counted".to_owned()),
         };
         let unused = facts.unused_bytes.ok_or_else(|| "what the guest never used was not counted".to_owned());
         let control = reasons.keep("bytes.control", control);
@@ -172,13 +170,17 @@ pub struct Faults {
 impl Faults {
     pub(super) fn of(events: &[Recorded], family: Family, reasons: &mut Reasons<'_>) -> Self {
         let mut waits = Vec::new();
-        let mut in_flight = 0;
+        let (mut count, mut in_flight) = (0, 0);
         for recorded in events {
             if let Event::Fault { family: of, ns, in_flight: flying } = recorded.event
                 && of == family
             {
-                waits.push(ns);
+                count += 1;
                 in_flight += u64::from(flying);
+                // What was on its way already came without a round trip: it says nothing of what a request costs.
+                if !flying {
+                    waits.push(ns);
+                }
             }
         }
         waits.sort_unstable();
@@ -189,11 +191,12 @@ impl Faults {
         // The nearest rank: the smallest wait that at least this share of all waits don't exceed.
         let mut rank = |field: &str, percent: usize| {
             let at = (waits.len() * percent).div_ceil(100).max(1) - 1;
-            let wait = waits.get(at).copied().ok_or_else(|| "no fault sent a request".to_owned());
+            let wait =
+                waits.get(at).copied().ok_or_else(|| "no request fetched what was not already on its way".to_owned());
             reasons.keep(&format!("{object}.{field}"), wait)
         };
         Faults {
-            count: waits.len() as u64,
+            count,
             in_flight,
             p50_ns: rank("p50_ns", 50),
             p99_ns: rank("p99_ns", 99),

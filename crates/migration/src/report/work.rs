@@ -256,7 +256,8 @@ impl Offered {
     pub(super) fn of(facts: &Facts, reasons: &mut Reasons<'_>) -> Self {
         let offered = &facts.offered;
         let unpaced = || "the workload writes as fast as it can".to_owned();
-        let link = facts.links.iter().find(|l| l.to == "destination");
+        // The first link is the one that the trip's state crosses.
+        let link = facts.links.first();
         let rate = link.and_then(|l| {
             let achieved = || Some(l.payload_bytes as f64 * 1e9 / l.in_use_ns.filter(|ns| *ns > 0)? as f64);
             l.limit_bytes_per_s.or_else(achieved).filter(|rate| *rate > 0.0)
