@@ -5,7 +5,7 @@ use crate::sample::{Factor, Row, pairwise, product};
 use crate::support::{Pair, guest, plan, run, saw};
 use serde_json::{Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use whimbrel_disk::DISK_STRATEGIES;
 use whimbrel_memory::SCHEDULES;
 use whimbrel_migration::report::{Outcome, Report, Verdict};
@@ -88,6 +88,8 @@ fn broken(factors: &[Factor], row: &Row, seed: u64) -> Result<bool, String> {
     let disk = json!({"strategy": factors[3].1[row[3]]});
     let mut plan = plan(guest(seed, 2, busy()), memory, disk);
     plan.source_link.egress_bytes_per_s = Some(120e6);
+    // A guest that goes on is to have a turn on a busy machine too.
+    plan.tail = Duration::from_millis(100);
     let trips = run(&pair.hosts_through(proxy.address), &plan).map_err(|error| format!("{error:?}"))?;
     judge(&trips[0], &proxy, act, &pair)?;
     Ok(proxy.fired())
@@ -101,7 +103,9 @@ fn judge(trip: &Trip, proxy: &Proxy, act: Act, pair: &Pair) -> Result<(), String
     let said = saw(&trip.events, Mark::Source, Moment::HandedOver);
     let allowed: &[Outcome] = match act {
         _ if !proxy.fired() => &[Completed],
-        Act::CutAll | Act::CutOne if told => &[Completed, Lost],
+        Act::CutAll | Act::CutOne if proxy.crossed("resumed") => &[Completed, Lost],
+        // It may lie unheard behind the end of another connection: then the hosts' meeting decides for the source.
+        Act::CutAll | Act::CutOne if told => &[Completed, Lost, Aborted],
         Act::CutAll | Act::CutOne => &[Aborted],
         Act::Kill(pid) if pid == pair.source.pid() && told => &[Completed, Lost],
         Act::Kill(pid) if pid == pair.source.pid() => &[Lost],

@@ -218,9 +218,8 @@ impl Way {
             Act::CutAll => cut_all(&mut state),
             Act::CutOne => [&self.input, &self.output].into_iter().for_each(|s| _ = s.shutdown(Shutdown::Both)),
             Act::Kill(pid) => {
+                // What it had said and what lay on its way is gone with it.
                 rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-                // What the host had not sent when the point came is never sent.
-                return self.output.write_all(&piece[length..]).is_ok();
             }
         }
         false

@@ -270,6 +270,10 @@ impl<'a> Prepared<'a> {
             here.done(&Command::Run {})?;
             std::thread::sleep(plan.settle);
         }
+        // What the guest took up is free before the next trial begins. A host that is gone has nothing to free.
+        for agent in [&mut here, &mut there] {
+            let _ = agent.done(&Command::Discard {});
+        }
         Ok(trips)
     }
 }
