@@ -1,7 +1,7 @@
 //! The destination's driver: one thread owns the core; lanes and listeners feed it.
 
 use super::control_lane::{begin_as_destination, hear, say};
-use super::disk_lane::{Pulled, Puller, serve_pushes};
+use super::disk_lane::{Pulled, Puller, connect_for_pulls, serve_pushes};
 use super::memory_lane::{Arrival, LaneReceiver};
 use super::setup::Connections;
 use super::watch::WorkWatch;
@@ -12,12 +12,14 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use whimbrel_disk::Volume;
 use whimbrel_machine::Machine;
 use whimbrel_memory::{MissingPages, Part};
 use whimbrel_model::{Block, Event, Extent, Family, Page, UnitSet};
+use whimbrel_nbd::Client;
 use whimbrel_wire::page_frames::Frame;
-use whimbrel_wire::{AsyncLinkStream, Class, LinkStream, Severer, clock};
+use whimbrel_wire::{Class, LinkStream, Severer, clock};
 
 /// How often the guest is asked whether it has failed.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -78,6 +80,8 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
             }
         });
     }
+    // Now, while it costs no downtime: a guest must not be taken over whose blocks can't be had.
+    let disk_pull = disk_pull.map(|stream| runtime.spawn(connect_for_pulls(stream)));
     let mut destination = Destination {
         core: DestinationCore::new(),
         machine,
@@ -175,7 +179,7 @@ struct Destination {
     runtime: tokio::runtime::Handle,
     control: Arc<LinkStream>,
     wants: Arc<LinkStream>,
-    disk_pull: Option<AsyncLinkStream>,
+    disk_pull: Option<JoinHandle<Result<Client, DriverError>>>,
     missing: Arc<OnceLock<Arc<MissingPages>>>,
     inputs: Sender<DestinationInput>,
     watch: Option<WorkWatch>,
@@ -248,10 +252,15 @@ impl Destination {
         match (&self.volume, blocks) {
             (Some(volume), Some(blocks)) if blocks.is_empty() => volume.begin_visit(),
             (Some(volume), Some(blocks)) => {
-                let stream = self.disk_pull.take();
-                let stream = stream.ok_or_else(|| DriverError::Protocol("there is no stream for pulls".to_owned()))?;
+                let connecting = self.disk_pull.take();
+                let connecting =
+                    connecting.ok_or_else(|| DriverError::Protocol("there is no stream for pulls".to_owned()))?;
+                let client = self.runtime.block_on(connecting).map_err(std::io::Error::other)??;
+                if client.is_lost() {
+                    return Err(DriverError::Protocol("the connection for pulls has ended".to_owned()));
+                }
                 let news = DiskNews { inputs: self.inputs.clone(), recorder: self.recorder.clone() };
-                volume.begin_pull(blocks, Puller::start(&self.runtime, stream, Arc::clone(volume), news));
+                volume.begin_pull(blocks, Puller::start(&self.runtime, client, Arc::clone(volume), news));
             }
             _ => {}
         }

@@ -203,20 +203,16 @@ pub(super) trait Pulled: Clone + Send + Sync + 'static {
 }
 
 impl Puller {
-    /// Connects to the source's export and answers requests until this is dropped.
+    /// Answers requests until this is dropped.
     pub(super) fn start(
         runtime: &tokio::runtime::Handle,
-        stream: AsyncLinkStream,
+        client: Client,
         volume: Arc<Volume>,
         news: impl Pulled,
     ) -> Arc<Self> {
         let (requests, wanted) = unbounded_channel();
         let told = news.clone();
-        runtime.spawn(async move {
-            if let Err(error) = pull(stream, volume, wanted, news.clone()).await {
-                news.failed(error);
-            }
-        });
+        runtime.spawn(pull(client, volume, wanted, news));
         Arc::new(Puller { requests, whole: Box::new(move || told.whole()) })
     }
 }
@@ -232,13 +228,15 @@ impl Fetch for Puller {
     }
 }
 
-async fn pull(
-    stream: AsyncLinkStream,
-    volume: Arc<Volume>,
-    mut wanted: UnboundedReceiver<u64>,
-    news: impl Pulled,
-) -> Result<(), DriverError> {
-    let client = Client::connect(stream, "", ClientOptions::default()).await?;
+/// Connects to the source's export.
+///
+/// # Errors
+/// The link failed, or the source broke the protocol.
+pub(super) async fn connect_for_pulls(stream: AsyncLinkStream) -> Result<Client, DriverError> {
+    Ok(Client::connect(stream, "", ClientOptions::default()).await?)
+}
+
+async fn pull(client: Client, volume: Arc<Volume>, mut wanted: UnboundedReceiver<u64>, news: impl Pulled) {
     let block_bytes = volume.block_bytes();
     while let Some(block) = wanted.recv().await {
         let (client, volume, news) = (client.clone(), Arc::clone(&volume), news.clone());
@@ -257,5 +255,4 @@ async fn pull(
         });
     }
     client.disconnect().await;
-    Ok(())
 }
