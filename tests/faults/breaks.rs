@@ -19,12 +19,13 @@ use Toward::{Destination, Source};
 const FAULTY: &str = "faulty";
 
 /// Points of a move, in the order of its phases. Not every move comes by each.
-const POINTS: [Point; 26] = [
-    // Setup: within a hello, before its answer, while clocks are compared, while NBD negotiates.
+const POINTS: [Point; 27] = [
+    // Setup: within a hello, before its answer, while clocks are compared, before and while NBD negotiates.
     Point::Bytes(Control, Destination, 5),
     Point::Bytes(Control, Source, 3),
     Point::Bytes(Control, Destination, 300),
     Point::Bytes(DiskPull, Destination, 20),
+    Point::Bytes(DiskPull, Source, 14),
     Point::Bytes(DiskPush, Source, 40),
     Point::Bytes(DiskPush, Destination, 100),
     // Push, or whatever comes first on a lane.
@@ -85,7 +86,13 @@ fn broken(factors: &[Factor], row: &Row, seed: u64) -> Result<bool, String> {
     };
     let proxy = Proxy::start(pair.destination.address, POINTS[row[0]], act);
     let memory = json!({"schedule": factors[2].1[row[2]]});
-    let disk = json!({"strategy": factors[3].1[row[3]]});
+    let strategy = factors[3].1[row[3]].as_str();
+    let mut disk = json!({"strategy": strategy});
+    let entry = DISK_STRATEGIES.find(strategy).expect("the name is the registry's");
+    if seed.is_multiple_of(2) && entry.parameters.iter().any(|p| p.name == "max_rounds") {
+        // Nothing is pushed before the switchover: there is the more to be pulled.
+        disk["max_rounds"] = 0.into();
+    }
     let mut plan = plan(guest(seed, 2, busy()), memory, disk);
     plan.source_link.egress_bytes_per_s = Some(120e6);
     // A guest that goes on is to have a turn on a busy machine too.
@@ -103,6 +110,8 @@ fn judge(trip: &Trip, proxy: &Proxy, act: Act, pair: &Pair) -> Result<(), String
     let said = saw(&trip.events, Mark::Source, Moment::HandedOver);
     let allowed: &[Outcome] = match act {
         _ if !proxy.fired() => &[Completed],
+        // What is broken before the hand-over keeps the guest, even where it is noticed late.
+        Act::CutOne if !proxy.had_crossed("loaded") => &[Completed, Aborted],
         Act::CutAll | Act::CutOne if proxy.crossed("resumed") => &[Completed, Lost],
         // It may lie unheard behind the end of another connection: then the hosts' meeting decides for the source.
         Act::CutAll | Act::CutOne if told => &[Completed, Lost, Aborted],

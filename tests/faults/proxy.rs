@@ -65,7 +65,8 @@ pub struct Proxy {
 struct State {
     point: Point,
     act: Act,
-    fired: bool,
+    /// The point was reached; the messages that had crossed by then.
+    fired: Option<BTreeSet<&'static str>>,
     /// No other connection is let through.
     closed: bool,
     crossed: BTreeSet<&'static str>,
@@ -77,7 +78,7 @@ impl Proxy {
     pub fn start(destination: SocketAddr, point: Point, act: Act) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = State { point, act, fired: false, closed: false, crossed: BTreeSet::new(), streams: Vec::new() };
+        let state = State { point, act, fired: None, closed: false, crossed: BTreeSet::new(), streams: Vec::new() };
         let shared = Arc::new(Mutex::new(state));
         let theirs = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -96,7 +97,12 @@ impl Proxy {
 
     /// Whether the point was reached.
     pub fn fired(&self) -> bool {
-        lock(&self.shared).fired
+        lock(&self.shared).fired.is_some()
+    }
+
+    /// Whether that message had crossed when the point was reached.
+    pub fn had_crossed(&self, message: &str) -> bool {
+        lock(&self.shared).fired.as_ref().is_some_and(|crossed| crossed.contains(message))
     }
 
     /// Whether that message has crossed.
@@ -187,7 +193,7 @@ impl Way {
             return false;
         }
         let passing = match state.point {
-            _ if state.fired => None,
+            _ if state.fired.is_some() => None,
             Point::Bytes(lane, toward, bytes) if here(lane, toward) => self.room(bytes, piece),
             Point::Since(message, lane, toward, bytes) if here(lane, toward) && state.crossed.contains(message) => {
                 let since = *self.since.get_or_insert(self.count);
@@ -211,7 +217,7 @@ impl Way {
         if length == piece.len() {
             state.crossed.extend(said);
         }
-        state.fired = true;
+        state.fired = Some(state.crossed.clone());
         // Under the lock: nothing else passes between the point and the act.
         let _ = self.output.write_all(&piece[..length]);
         match state.act {
