@@ -60,7 +60,10 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // One that was not told to end says how it did: by a signal of a test, or by a crash.
+        if let Ok(Some(status)) = self.child.try_wait() {
+            eprintln!("the agent at {} had ended: {status}", self.address);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
