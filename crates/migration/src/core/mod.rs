@@ -26,9 +26,11 @@ mod bandwidth;
 mod destination;
 mod flow;
 mod source;
+mod source_words;
 
 pub use destination::{DestinationCore, DestinationEffect, DestinationInput};
-pub use source::{Limits, Progress, SourceCore, SourceEffect, SourceInput, SourcePlan};
+pub use source::SourceCore;
+pub use source_words::{Limits, Progress, SourceEffect, SourceInput, SourcePlan};
 
 use serde::{Deserialize, Serialize};
 use whimbrel_model::{Block, Extent, Page, UnitSet};

@@ -2,123 +2,13 @@
 
 use super::bandwidth::Bandwidth;
 use super::flow::{Around, Flow, FlowUnit, Readiness, Want};
-use super::{Ending, Run, Written};
-use whimbrel_disk::DiskStrategy;
+use super::source_words::{Limits, Progress, SourceEffect, SourceInput, SourcePlan};
+use super::{Ending, Written};
 use whimbrel_memory::{MemoryStrategy, StopRules, StopView, Throttle, ThrottleView, predicted_downtime};
 use whimbrel_model::event::Sent;
 use whimbrel_model::strategy::Stage;
-use whimbrel_model::{
-    Block, ByteRate, Event, Extent, Family, Moment, Nanos, Observe, PAGE_BYTES, Page, Phase, Rest, UnitSet,
-};
+use whimbrel_model::{Block, Event, Extent, Family, Moment, Nanos, Observe, PAGE_BYTES, Page, Phase, Rest, UnitSet};
 use whimbrel_wire::Message;
-
-/// What is to be moved, and how.
-pub struct SourcePlan {
-    /// When the command to migrate was accepted, by this host's clock.
-    pub requested: Nanos,
-    /// What the destination lacks of the memory.
-    pub missing_pages: UnitSet<Page>,
-    /// How memory moves.
-    pub memory: MemoryStrategy,
-    /// What the destination lacks of the disk, the block size in bytes, and how the disk moves; `None`: no disk.
-    pub disk: Option<(UnitSet<Block>, u64, DiskStrategy)>,
-    /// What the core goes by.
-    pub limits: Limits,
-}
-
-/// Numbers that the engine goes by.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The part of a downtime that doesn't depend on bytes: pause, state and hand-over.
-    pub fixed_cost: Nanos,
-}
-
-/// What happens to the source's core.
-#[derive(Clone, Debug)]
-pub enum SourceInput {
-    /// Both ends are ready.
-    Start,
-    /// A job's units are on the link (memory) or acknowledged (disk).
-    Sent {
-        /// Whose units.
-        family: Family,
-        /// The job's number.
-        job: u64,
-        /// What was sent.
-        sent: Sent,
-    },
-    /// A log of writes was read.
-    Observed {
-        /// Taken or peeked at.
-        observe: Observe,
-        /// What it held.
-        written: Written,
-    },
-    /// No vCPU executes guest code.
-    Paused {
-        /// When the last one had left it.
-        at: Nanos,
-    },
-    /// No guest I/O is in flight.
-    Drained,
-    /// The device state was read.
-    StateSaved(Vec<u8>),
-    /// The destination says something.
-    Said(Message),
-    /// The destination asks for pages that a vCPU waits for.
-    Fetch(Vec<u64>),
-    /// The destination has read blocks from the source's export.
-    Pulled(Extent),
-    /// The instant of a [`SourceEffect::TimerAt`] has come.
-    Timer,
-    /// The link is gone, or the destination; or this host can't go on.
-    Lost(String),
-}
-
-/// What the source's core wants done.
-#[derive(Clone, Debug)]
-pub enum SourceEffect {
-    /// Send runs of units; [`SourceInput::Sent`] answers.
-    Send {
-        /// Whose units.
-        family: Family,
-        /// The job's number.
-        job: u64,
-        /// What to send.
-        runs: Vec<Run>,
-        /// The most of the link that the job may take.
-        limit: Option<ByteRate>,
-        /// Ahead of everything else: a vCPU waits.
-        demanded: bool,
-    },
-    /// Put a mark behind everything sent on the memory lane.
-    Barrier,
-    /// Read a log of writes; [`SourceInput::Observed`] answers.
-    Observe {
-        /// Whose.
-        family: Family,
-        /// Take it or peek at it.
-        observe: Observe,
-    },
-    /// Pause the guest; [`SourceInput::Paused`] answers.
-    Pause,
-    /// Wait for the guest's I/O; [`SourceInput::Drained`] answers.
-    Drain,
-    /// Read the device state; [`SourceInput::StateSaved`] answers.
-    SaveState,
-    /// Let the guest run on.
-    Resume,
-    /// Take this share of the vCPUs' time.
-    Throttle(f64),
-    /// Say something to the destination.
-    Say(Message),
-    /// Call again at this instant.
-    TimerAt(Nanos),
-    /// Record an event.
-    Record(Event),
-    /// This was the end.
-    Finish(Ending),
-}
 
 /// How far the switchover is.
 #[derive(Debug, Default)]
@@ -573,25 +463,4 @@ impl SourceCore {
 
 fn record(moment: Moment) -> SourceEffect {
     SourceEffect::Record(Event::Moment { moment })
-}
-
-/// How far a migration is, for a display.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Progress {
-    /// The phase.
-    pub phase: Phase,
-    /// Payload bytes of memory sent.
-    pub memory_bytes: u64,
-    /// Payload bytes of the disk sent.
-    pub disk_bytes: u64,
-    /// Bytes that the destination still lacks, as far as is known.
-    pub remaining_bytes: u64,
-    /// Rounds of memory that have ended.
-    pub round: u64,
-    /// The dirty page rate of the last round, in bytes a second.
-    pub dirty_bytes_per_s: Option<f64>,
-    /// The bandwidth achieved lately.
-    pub bandwidth_bytes_per_s: Option<f64>,
-    /// The downtime predicted at the last round's end.
-    pub predicted_downtime_ns: Option<u64>,
 }
