@@ -26,7 +26,7 @@ const FAMILIES: [(&str, &[&str]); 8] = [
     ("crates/memory/src/encodings", &["encode"]),
     ("crates/memory/src/stop_rules", &["stop"]),
     ("crates/memory/src/throttles", &["throttle"]),
-    ("crates/disk/src/strategies", &["strategy"]),
+    ("crates/disk/src/strategies", &["strategy", "rounds"]),
     // A mix is made of the other workloads, and so knows the table.
     ("workloads/src/workloads", &["workload", "workloads", "pacer", "pattern", "zipf"]),
     ("crates/energy/src/meters", &["meter"]),

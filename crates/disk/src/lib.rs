@@ -10,6 +10,7 @@ pub mod bitmap;
 pub mod error;
 pub mod export;
 pub mod guest_disk;
+pub mod rounds;
 pub mod strategies;
 pub mod strategy;
 pub mod volume;

@@ -31,6 +31,7 @@ enum Outcome {
 struct Engine {
     unsent: UnitSet<Block>,
     dirty: UnitSet<Block>,
+    peeked: Option<UnitSet<Block>>,
     sent: UnitSet<Block>,
     sent_total: u64,
     rounds: Vec<Round>,
@@ -45,7 +46,19 @@ impl Engine {
         let none = || UnitSet::empty(BLOCKS);
         let (dirty, sent) = (none(), none());
         let rng = Rng::new(7);
-        Engine { unsent, dirty, sent, sent_total: 0, rounds: Vec::new(), in_round: 0, stage: Stage::Push, writer, rng }
+        let peeked = None;
+        Engine {
+            unsent,
+            dirty,
+            peeked,
+            sent,
+            sent_total: 0,
+            rounds: Vec::new(),
+            in_round: 0,
+            stage: Stage::Push,
+            writer,
+            rng,
+        }
     }
 
     fn ask(&self, schedule: &mut dyn Schedule<Block>, other_ready: bool) -> Vec<Step<Block>> {
@@ -54,7 +67,7 @@ impl Engine {
             stage: self.stage,
             unit_bytes: BLOCK_BYTES,
             unsent: &self.unsent,
-            peeked: None,
+            peeked: self.peeked.as_ref(),
             rounds: &self.rounds,
             verdict: Verdict::Continue,
             bandwidth: None,
@@ -98,6 +111,35 @@ impl Engine {
         self.in_round = 0;
         self.unsent.union(&self.dirty);
         self.dirty.clear();
+        self.peeked = Some(self.dirty.clone());
+    }
+
+    /// Carries out an answer while the guest runs at the source. Returns what it says of readiness.
+    fn carry_out(
+        &mut self,
+        schedule: &mut dyn Schedule<Block>,
+        steps: Vec<Step<Block>>,
+    ) -> Result<Option<(Rest, EndedBy)>, Outcome> {
+        let mut ready = None;
+        for step in steps {
+            match step {
+                Step::Push { units, .. } => {
+                    self.push(&units);
+                    // Everything is sent, and the take is still to come: nothing may be concluded yet.
+                    let early = self.ask(schedule, false);
+                    assert!(!early.iter().any(|step| matches!(step, Step::Push { .. })), "{early:?}");
+                }
+                Step::Observe(Observe::Take) => self.take(),
+                Step::Observe(Observe::Peek) => self.peeked = Some(self.dirty.clone()),
+                Step::Wait(_) => {}
+                Step::Ready { rest, ended_by, .. } => ready = Some((rest, ended_by)),
+                Step::Abort(reason) => {
+                    assert!(!reason.is_empty());
+                    return Err(Outcome::Aborted);
+                }
+            }
+        }
+        Ok(ready)
     }
 
     /// Pushes until the strategy is ready or gives up.
@@ -105,24 +147,7 @@ impl Engine {
         for _ in 0..100 {
             let steps = self.ask(schedule, false);
             assert!(!steps.is_empty(), "nothing under way, and the strategy waits for news");
-            let mut ready = None;
-            for step in steps {
-                match step {
-                    Step::Push { units, .. } => {
-                        self.push(&units);
-                        // Everything is sent, and the take is still to come: nothing may be concluded yet.
-                        let early = self.ask(schedule, false);
-                        assert!(!early.iter().any(|step| matches!(step, Step::Push { .. })), "{early:?}");
-                    }
-                    Step::Observe(Observe::Take) => self.take(),
-                    Step::Observe(Observe::Peek) | Step::Wait(_) => {}
-                    Step::Ready { rest, ended_by, .. } => ready = Some((rest, ended_by)),
-                    Step::Abort(reason) => {
-                        assert!(!reason.is_empty());
-                        return Err(Outcome::Aborted);
-                    }
-                }
-            }
+            let ready = self.carry_out(schedule, steps)?;
             if let Some(ready) = ready {
                 return Ok(ready);
             }
@@ -132,15 +157,17 @@ impl Engine {
 
     /// A whole move; every block must have been sent in the version that the guest left.
     fn run(&mut self, schedule: &mut dyn Schedule<Block>) -> Outcome {
-        let (rest, ended_by) = match self.until_ready(schedule) {
-            Ok(ready) => ready,
-            Err(aborted) => return aborted,
-        };
+        self.moved(schedule).unwrap_or_else(|aborted| aborted)
+    }
+
+    fn moved(&mut self, schedule: &mut dyn Schedule<Block>) -> Result<Outcome, Outcome> {
+        let (rest, ended_by) = self.until_ready(schedule)?;
         // The other family takes its time: the guest writes on, and readiness stays.
         for block in [1, 500] {
             self.dirty.insert(block);
             let steps = self.ask(schedule, false);
-            assert!(matches!(steps[..], [.., Step::Ready { .. }]), "{steps:?}");
+            assert!(matches!(steps[..], [Step::Ready { .. }, ..] | [.., Step::Ready { .. }]), "{steps:?}");
+            self.carry_out(schedule, steps)?;
         }
         self.stage = Stage::Paused;
         self.unsent.union(&self.dirty);
@@ -158,7 +185,7 @@ impl Engine {
             }
             if self.unsent.is_empty() {
                 assert_eq!(self.ask(schedule, true), [], "nothing is left to do");
-                return Outcome::Moved { rest, ended_by, at_pause };
+                return Ok(Outcome::Moved { rest, ended_by, at_pause });
             }
         }
         panic!("{:?} never crossed", self.unsent);
@@ -289,6 +316,30 @@ fn three_phase_sends_only_what_is_missing() {
 fn three_phase_without_rounds_pulls_everything() {
     let (outcome, engine) = three_phase(json!({"max_rounds": 0}), Writer::Uniform(1.0), UnitSet::full(BLOCKS));
     assert_eq!(moved(outcome), (EndedBy::RoundBound, BLOCKS));
+    assert_eq!((engine.sent_total, engine.rounds.len()), (BLOCKS, 0));
+}
+
+#[test]
+fn iterative_ends_its_rounds_and_then_stays_close_behind_the_guest() {
+    let table = || json!({"strategy": "iterative"});
+    let (outcome, engine) = three_phase(table(), Writer::Uniform(0.1), UnitSet::full(BLOCKS));
+    let Outcome::Moved { rest: Rest::CarryOver, ended_by: EndedBy::Converged, at_pause } = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(at_pause <= 2 * 64 + 2, "{at_pause} blocks after {} rounds", engine.rounds.len());
+    // A hot set that is rewritten as fast as it is sent keeps it busy until its rounds are used up.
+    let mut table = table();
+    table["max_rounds"] = 7.into();
+    let (outcome, engine) = three_phase(table, Writer::Hot(9.0, 200), UnitSet::full(BLOCKS));
+    let Outcome::Moved { ended_by, at_pause, .. } = outcome else { panic!("{outcome:?}") };
+    assert_eq!((ended_by, engine.rounds.len()), (EndedBy::RoundBound, 7));
+    assert!(at_pause >= 200, "{at_pause}");
+}
+
+#[test]
+fn pull_sends_nothing_before_the_pause() {
+    let (outcome, engine) = three_phase(json!({"strategy": "pull"}), Writer::Uniform(3.0), UnitSet::full(BLOCKS));
+    assert_eq!(moved(outcome), (EndedBy::Immediate, BLOCKS));
     assert_eq!((engine.sent_total, engine.rounds.len()), (BLOCKS, 0));
 }
 

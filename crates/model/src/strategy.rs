@@ -101,7 +101,8 @@ pub enum Step<U> {
     Observe(Observe),
     /// Ask again at this instant, given as time since the migration was requested.
     Wait(Nanos),
-    /// The guest may be paused. Asked again while the other family isn't ready; any other step withdraws it.
+    /// The guest may be paused. Asked again while the other family isn't ready. Any other step withdraws it, but for the
+    /// steps that follow it in the same answer: an answer that opens with it stays ready while it is worked off.
     Ready {
         /// What becomes of the rest.
         rest: Rest,

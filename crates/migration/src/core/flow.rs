@@ -130,6 +130,10 @@ pub(super) struct Flow<U: FlowUnit> {
     rounds: Vec<Round>,
     sent_bytes: u64,
     ready: Option<Readiness>,
+    /// The answer that is being worked off opened with `Ready`: its other steps don't withdraw it.
+    ready_holds: bool,
+    /// Takes that were asked for and are not answered.
+    takes: u32,
     verdict: Verdict,
     throttle: f64,
     predicted: Option<Nanos>,
@@ -161,6 +165,8 @@ impl<U: FlowUnit> Flow<U> {
             rounds: Vec::new(),
             sent_bytes: 0,
             ready: None,
+            ready_holds: false,
+            takes: 0,
             verdict: Verdict::Continue,
             throttle: 0.0,
             predicted: None,
@@ -231,6 +237,16 @@ impl<U: FlowUnit> Flow<U> {
         self.limit = None;
     }
 
+    /// The engine takes the log for the last time. A strategy's own take may still be under way.
+    pub(super) fn last_take(&mut self) {
+        self.takes += 1;
+    }
+
+    /// Every take that was asked for is answered.
+    pub(super) fn is_taken(&self) -> bool {
+        self.takes == 0
+    }
+
     /// Queues everything unsent, for the engine's own carrying over.
     pub(super) fn carry_over(&mut self) {
         self.begin_stage();
@@ -290,6 +306,7 @@ impl<U: FlowUnit> Flow<U> {
                 None
             }
             Observe::Take => {
+                self.takes -= 1;
                 self.unsent.union(&written);
                 let dirty_units = written.count();
                 self.peeked = Some(UnitSet::empty(written.len()));
@@ -358,6 +375,7 @@ impl<U: FlowUnit> Flow<U> {
                         self.awaiting = Awaiting::Instant(around.now.plus(ASK_AGAIN));
                         return;
                     }
+                    self.ready_holds = matches!(answer[0], Step::Ready { .. });
                     self.steps.extend(answer);
                 }
             }
@@ -427,7 +445,7 @@ impl<U: FlowUnit> Flow<U> {
     }
 
     fn take_step(&mut self, step: Step<U>, around: &Around, requested: Nanos, wants: &mut Vec<Want>) {
-        if !matches!(step, Step::Ready { .. } | Step::Observe(Observe::Peek)) {
+        if !self.ready_holds && !matches!(step, Step::Ready { .. } | Step::Observe(Observe::Peek)) {
             self.ready = None;
         }
         match step {
@@ -439,12 +457,15 @@ impl<U: FlowUnit> Flow<U> {
             Step::Observe(observe) => {
                 self.open.start.get_or_insert(around.now);
                 self.awaiting = Awaiting::Observation;
+                self.takes += u32::from(observe == Observe::Take);
                 wants.push(Want::Observe(observe));
             }
             Step::Wait(until) => self.awaiting = Awaiting::Instant(requested.plus(until)),
             Step::Ready { rest, firm, ended_by } => {
                 self.ready = Some(Readiness { rest, firm, ended_by });
-                self.awaiting = Awaiting::Instant(around.now.plus(ASK_AGAIN));
+                if self.steps.is_empty() {
+                    self.awaiting = Awaiting::Instant(around.now.plus(ASK_AGAIN));
+                }
             }
             Step::Abort(reason) => wants.push(Want::Abort(reason)),
         }

@@ -14,6 +14,7 @@ use whimbrel_wire::Message;
 #[derive(Debug, Default)]
 struct Switchover {
     paused: bool,
+    drained: bool,
     memory_taken: bool,
     disk_taken: bool,
     state: Option<Vec<u8>>,
@@ -114,6 +115,9 @@ impl SourceCore {
             }
             SourceInput::Drained => {
                 effects.push(record(Moment::Drained));
+                self.switchover.drained = true;
+                self.memory.last_take();
+                self.disk.iter_mut().for_each(Flow::last_take);
                 effects.push(SourceEffect::Observe { family: Family::Memory, observe: Observe::Take });
                 if self.disk.is_some() {
                     effects.push(SourceEffect::Observe { family: Family::Disk, observe: Observe::Take });
@@ -170,7 +174,7 @@ impl SourceCore {
     }
 
     fn observed(&mut self, now: Nanos, observe: Observe, written: Written, effects: &mut Vec<SourceEffect>) {
-        let switching = self.phase == Phase::Switchover && observe == Observe::Take;
+        let switching = self.switchover.drained && observe == Observe::Take;
         match written {
             Written::Pages(_) => {
                 let Some(set) = Page::of(written) else { return };
@@ -179,7 +183,7 @@ impl SourceCore {
                 if closed && let Some(round) = self.memory.finish_round() {
                     effects.push(SourceEffect::Record(Event::Round { round }));
                 }
-                if switching {
+                if switching && self.memory.is_taken() {
                     self.switchover.memory_taken = true;
                     match self.memory_rest {
                         Rest::CarryOver => self.memory.carry_over(),
@@ -192,7 +196,7 @@ impl SourceCore {
                 if let Some(round) = disk.observed(observe, set, self.stage, now, self.requested) {
                     effects.push(SourceEffect::Record(Event::Round { round }));
                 }
-                if switching {
+                if switching && disk.is_taken() {
                     self.switchover.disk_taken = true;
                     match self.disk_rest {
                         Rest::CarryOver => disk.carry_over(),
