@@ -424,7 +424,9 @@ impl SourceCore {
             self.last_barrier = true;
             effects.push(SourceEffect::Barrier);
         }
-        if self.whole == (true, true) && self.resumed {
+        // What was acknowledged last belongs in the books too: the word that all is whole may overtake it.
+        let quiet = self.memory.is_quiet() && self.disk.as_ref().is_none_or(Flow::is_quiet);
+        if self.whole == (true, true) && self.resumed && quiet {
             effects.push(record(Moment::Released));
             effects.push(SourceEffect::Say(Message::Released));
             self.enter(Phase::Complete, effects);
