@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use whimbrel_machine::execute::Registers;
 use whimbrel_machine::machines::MACHINES;
-use whimbrel_machine::{Machine, MachineSetup, Twin, TwinSetup, fill_ram};
+use whimbrel_machine::{Begin, Machine, MachineSetup, Twin, TwinSetup, fill_ram};
 use whimbrel_memory::GuestRam;
 use whimbrel_model::op::operation_key;
 use whimbrel_model::stream::Shape;
@@ -66,8 +66,17 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// A machine over populated and filled RAM.
 fn machine(choice: &WorkloadChoice, ram: &Arc<GuestRam>) -> Arc<dyn Machine> {
     let (ram, streams) = (Arc::clone(ram), streams(choice));
-    let setup = MachineSetup { ram, disk: None, shape: SHAPE, seed: 1, streams, pacing: choice.pacing() };
-    (MACHINES.find("thread").expect("the default").build)(setup).expect("the machine")
+    let setup = MachineSetup {
+        begin: Begin::New,
+        ram,
+        disk: None,
+        shape: SHAPE,
+        seed: 1,
+        streams,
+        pacing: choice.pacing(),
+        recipe: String::new(),
+    };
+    (MACHINES.find("thread").expect("the default").build.build)(setup).expect("the machine")
 }
 
 /// What a paced vCPU achieves of its rate, and what that takes of a processor.
@@ -101,7 +110,7 @@ fn report_twin(ram: &Arc<GuestRam>) {
     let start = processor_s();
     twin.advance(&operations).expect("it is behind");
     let followed = processor_s();
-    assert!(twin.check(&state, ram, None).expect("a state").is_good());
+    assert!(twin.check(&state, (&**ram).into(), None).expect("a state").is_good());
     println!(
         "twin: {:.1} M operations/s, then 256 MiB compared in {:.2} s of processor time",
         operations[0] as f64 / 1e6 / (followed - start),

@@ -14,10 +14,11 @@ use whimbrel_memory::GuestRam;
 use whimbrel_model::Nanos;
 use whimbrel_model::stream::{Pacing, Shape, Stream};
 
-/// A guest's machine. It is made paused, before operation 0. Calls may come from any thread, but [`Machine::run`],
+/// A guest's machine. It is made paused: before operation 0, or about to take up a state from elsewhere. Calls may come from any thread, but [`Machine::run`],
 /// [`Machine::pause`] and the calls about device state from one at a time.
 pub trait Machine: Send + Sync {
-    /// The guest's RAM. The dirty log and the missing pages are its, not the machine's.
+    /// The guest's RAM, perhaps another view of the memory object that the machine was made over. The dirty log and the
+    /// missing pages are its, not the machine's.
     fn ram(&self) -> &Arc<GuestRam>;
 
     /// Lets the vCPUs execute. No effect while they do.
@@ -46,6 +47,20 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// The vCPUs run, or the bytes are no state of this machine.
     fn load_state(&self, state: &[u8]) -> Result<(), MachineError>;
+
+    /// After [`Machine::drain`], for the judge: how far the guest is, and where the workload's pages lie. May let the
+    /// guest go on for as long as it takes to ask it; it is paused again afterwards.
+    ///
+    /// # Errors
+    /// The vCPUs run, or the guest does not answer.
+    fn testimony(&self) -> Result<Testimony, MachineError> {
+        Ok(Testimony { state: self.save_state()?, frames: None })
+    }
+
+    /// What executes the guest, as a row says it: `none` where it is this program itself.
+    fn accelerator(&self) -> &'static str {
+        "none"
+    }
 
     /// Takes `share` of each vCPU's time from now on: 0 gives all of it back. Held to at most 0.99.
     fn throttle(&self, share: f64);
@@ -100,9 +115,29 @@ pub struct Silence {
     pub last_beats: Vec<Nanos>,
 }
 
+/// What a guest says of itself to the judge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Testimony {
+    /// Its vCPUs, as [`crate::SavedState`] has them.
+    pub state: Vec<u8>,
+    /// The page of RAM in which each page of the workload lies; `None`: the first lies in the first, and so on.
+    pub frames: Option<Vec<u64>>,
+}
+
+/// How a machine begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// Before operation 0.
+    New,
+    /// With a state that [`Machine::load_state`] will bring; until then there is nothing to run.
+    Arriving,
+}
+
 /// What a machine is built from.
 pub struct MachineSetup {
-    /// The RAM; the guest uses its first `shape.pages` pages.
+    /// How it begins.
+    pub begin: Begin,
+    /// The RAM; the workload uses `shape.pages` of its pages.
     pub ram: Arc<GuestRam>,
     /// The disk, if the guest has one.
     pub disk: Option<Arc<dyn GuestDisk>>,
@@ -112,6 +147,8 @@ pub struct MachineSetup {
     pub seed: u64,
     /// The workload's streams, one a vCPU.
     pub streams: Vec<Box<dyn Stream>>,
+    /// What the streams are made of, in JSON: for a machine that executes them in another program.
+    pub recipe: String,
     /// What happens to operations that could not start when they were due.
     pub pacing: Pacing,
 }

@@ -8,7 +8,7 @@ mod follow;
 pub mod image;
 mod verify;
 
-pub use verify::{ReadDisk, Verdict, Verification};
+pub use verify::{GuestPages, ReadDisk, Verdict, Verification};
 
 use crate::error::MachineError;
 use crate::execute::Registers;

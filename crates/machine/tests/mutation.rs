@@ -80,7 +80,7 @@ impl Frozen {
         let saved = whimbrel_machine::SavedState::from_bytes(&state, &self.guest.plan.shape).unwrap();
         let disk = self.guest.disk.clone().unwrap();
         let read = |at, buffer: &mut [u8]| disk.read(at, buffer);
-        self.twin.compare(&saved, &self.guest.ram, Some(&read)).unwrap()
+        self.twin.compare(&saved, (&*self.guest.ram).into(), Some(&read)).unwrap()
     }
 }
 

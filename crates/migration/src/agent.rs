@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedSender;
+use whimbrel_machine::Begin;
 use whimbrel_model::event::Mark;
 use whimbrel_model::{ByteRate, Event, Moment, Nanos};
 use whimbrel_wire::codec::{read_frame_async, write_frame_async};
@@ -220,9 +221,7 @@ impl Desk {
         match command {
             Command::Create { spec } => {
                 self.discard();
-                let guest = Guest::reserve(spec, &self.shared.pool, &self.shared.directory)?;
-                guest.fill()?;
-                self.guest = Some(guest);
+                self.guest = Some(self.make(spec, Begin::New)?);
             }
             Command::Run {} => self.run()?,
             Command::Control { for_ns } => {
@@ -248,6 +247,10 @@ impl Desk {
             Command::Discard {} => self.discard(),
         }
         Ok(Answer::Done {})
+    }
+
+    fn make(&self, spec: GuestSpec, begin: Begin) -> Result<Guest, DriverError> {
+        Guest::make(spec, begin, &self.shared.pool, &self.shared.directory)
     }
 
     fn guest(&self) -> Result<&Guest, DriverError> {
@@ -283,7 +286,7 @@ impl Desk {
             Some(guest) if movement.incremental && self.away => guest.expect_return()?,
             _ => {
                 self.discard();
-                self.guest = Some(Guest::reserve(spec, &self.shared.pool, &self.shared.directory)?);
+                self.guest = Some(self.make(spec, Begin::Arriving)?);
             }
         }
         let guest = self.guest()?;

@@ -8,8 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use whimbrel_disk::{GuestDisk, Volume};
+use whimbrel_machine::machines::Kind;
 use whimbrel_machine::twin::ReadDisk;
-use whimbrel_machine::{MACHINES, Machine, MachineSetup, Twin, TwinSetup, Verification, fill_disk, fill_ram};
+use whimbrel_machine::{
+    Begin, GuestPages, MACHINES, Machine, MachineSetup, Twin, TwinSetup, Verification, fill_disk, fill_ram,
+};
 use whimbrel_memory::dirty_logs::DIRTY_LOGS;
 use whimbrel_memory::{DirtyLog, GuestRam};
 use whimbrel_model::op::SECTOR_BYTES;
@@ -64,11 +67,16 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Reserves a guest's RAM, disk and machine; nothing is filled.
+    /// Reserves a guest's RAM and disk, fills them if it is to begin here, and makes its machine.
     ///
     /// # Errors
     /// The host lacks what is needed, or the workload doesn't fit the guest.
-    pub(crate) fn reserve(spec: GuestSpec, pool: &Arc<RamPool>, directory: &Path) -> Result<Self, DriverError> {
+    pub(crate) fn make(
+        spec: GuestSpec,
+        begin: Begin,
+        pool: &Arc<RamPool>,
+        directory: &Path,
+    ) -> Result<Self, DriverError> {
         let ram = pool.take(spec.ram_bytes)?;
         let mut image = None;
         let volume = match spec.disk {
@@ -80,30 +88,20 @@ impl Guest {
             }
             None => None,
         };
-        let machine = build_machine(&spec, &ram, &volume)?;
-        Ok(Guest { spec, machine, volume, ram, pool: Arc::clone(pool), image, twin: None })
-    }
-
-    /// Fills RAM and disk with what the guest holds before operation 0.
-    ///
-    /// # Errors
-    /// The host's disk failed.
-    pub(crate) fn fill(&self) -> Result<(), DriverError> {
-        let (content, seed) = (self.spec.workload.content(), self.spec.seed);
-        fill_ram(&self.ram, self.ram.pages(), content, seed);
-        if let (Some(volume), Some(disk)) = (&self.volume, self.spec.disk) {
-            fill_disk(disk.filled_bytes, content, seed, |offset, data| volume.receive(offset, data))?;
+        if begin == Begin::New {
+            fill(&spec, &ram, &volume)?;
         }
-        Ok(())
+        let machine = build_machine(&spec, begin, &ram, &volume)?;
+        Ok(Guest { spec, machine, volume, ram, pool: Arc::clone(pool), image, twin: None })
     }
 
     /// Makes ready for the guest's return: RAM and disk stay as they are, the machine starts anew.
     ///
     /// # Errors
-    /// As [`Guest::reserve`].
+    /// As [`Guest::make`].
     pub(crate) fn expect_return(&mut self) -> Result<(), DriverError> {
         self.machine.stop();
-        self.machine = build_machine(&self.spec, &self.ram, &self.volume)?;
+        self.machine = build_machine(&self.spec, Begin::Arriving, &self.ram, &self.volume)?;
         Ok(())
     }
 
@@ -112,7 +110,7 @@ impl Guest {
     /// # Errors
     /// The kernel lacks what it needs.
     pub(crate) fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, DriverError> {
-        Ok((DIRTY_LOGS.entries[0].build)(&self.ram)?)
+        Ok((DIRTY_LOGS.entries[0].build)(self.machine.ram())?)
     }
 
     /// Runs the guest for a time from operation 0 without any migration.
@@ -154,7 +152,7 @@ impl Guest {
     /// # Errors
     /// The guest isn't paused, or its disk can't be read.
     pub(crate) fn verify(&mut self, of: &str) -> Result<Verification, DriverError> {
-        let state = self.machine.save_state()?;
+        let testimony = self.machine.testimony()?;
         let mut twin = match self.twin.take() {
             Some(twin) => twin,
             None => Twin::new(self.twin_setup()?)?,
@@ -164,14 +162,15 @@ impl Guest {
             None => Ok(()),
         };
         let disk = self.volume.is_some().then_some(&read as ReadDisk<'_>);
-        let mut verification = twin.check(&state, &self.ram, disk)?;
+        let pages = GuestPages { ram: self.machine.ram(), frames: testimony.frames.as_deref() };
+        let mut verification = twin.check(&testimony.state, pages, disk)?;
         verification.scope = format!("{of}: {}", verification.scope);
         self.twin = Some(twin);
         Ok(verification)
     }
 
     fn twin_setup(&self) -> Result<TwinSetup, DriverError> {
-        let shape = shape(&self.spec);
+        let shape = shape(&self.spec)?;
         Ok(TwinSetup {
             seed: self.spec.seed,
             content: self.spec.workload.content().clone(),
@@ -192,15 +191,32 @@ impl Drop for Guest {
     }
 }
 
+/// Fills RAM and disk with what the guest holds before operation 0.
+fn fill(spec: &GuestSpec, ram: &GuestRam, volume: &Option<Arc<Volume>>) -> Result<(), DriverError> {
+    let (content, seed) = (spec.workload.content(), spec.seed);
+    if kind(spec)?.filled_by_host {
+        fill_ram(ram, ram.pages(), content, seed);
+    }
+    if let (Some(volume), Some(disk)) = (volume, spec.disk) {
+        fill_disk(disk.filled_bytes, content, seed, |offset, data| volume.receive(offset, data))?;
+    }
+    Ok(())
+}
+
+fn kind(spec: &GuestSpec) -> Result<&'static Kind, DriverError> {
+    Ok(&MACHINES.find(&spec.machine).map_err(other)?.build)
+}
+
 /// The guest as its workload sees it.
-fn shape(spec: &GuestSpec) -> Shape {
+pub(crate) fn shape(spec: &GuestSpec) -> Result<Shape, DriverError> {
     let sectors = |pick: fn(&DiskSpec) -> u64| spec.disk.as_ref().map_or(0, pick) / SECTOR_BYTES;
-    Shape {
-        pages: spec.ram_bytes / PAGE_BYTES,
+    let too_small = |least: u64| other(format!("a {} guest needs {} MiB of RAM", spec.machine, least >> 8));
+    Ok(Shape {
+        pages: (kind(spec)?.workload_pages)(spec.ram_bytes / PAGE_BYTES).map_err(too_small)?,
         sectors: sectors(|d| d.bytes),
         filled_sectors: sectors(|d| d.filled_bytes),
         vcpus: spec.vcpus,
-    }
+    })
 }
 
 fn streams(spec: &GuestSpec, shape: Shape) -> Result<Vec<Box<dyn whimbrel_model::Stream>>, DriverError> {
@@ -209,20 +225,22 @@ fn streams(spec: &GuestSpec, shape: Shape) -> Result<Vec<Box<dyn whimbrel_model:
 
 fn build_machine(
     spec: &GuestSpec,
+    begin: Begin,
     ram: &Arc<GuestRam>,
     volume: &Option<Arc<Volume>>,
 ) -> Result<Arc<dyn Machine>, DriverError> {
-    let shape = shape(spec);
+    let shape = shape(spec)?;
     let setup = MachineSetup {
+        begin,
         ram: Arc::clone(ram),
         disk: volume.clone().map(|v| v as Arc<dyn GuestDisk>),
         shape,
         seed: spec.seed,
         streams: streams(spec, shape)?,
         pacing: spec.workload.pacing(),
+        recipe: serde_json::to_string(&spec.workload).map_err(other)?,
     };
-    let kind = MACHINES.find(&spec.machine).map_err(other)?;
-    Ok((kind.build)(setup)?)
+    Ok((kind(spec)?.build)(setup)?)
 }
 
 fn image_path(directory: &Path, name: &str) -> PathBuf {

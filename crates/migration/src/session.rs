@@ -207,12 +207,8 @@ pub fn control_run(hosts: &Hosts, guest: &GuestSpec, time: Duration) -> Result<C
         Answer::Baseline { control, dirtied } => Some((*control, dirtied)),
         _ => None,
     })?;
-    let shape = whimbrel_model::stream::Shape {
-        pages: guest.ram_bytes / PAGE_BYTES,
-        sectors: guest.disk.map_or(0, |d| d.bytes / 512),
-        filled_sectors: guest.disk.map_or(0, |d| d.filled_bytes / 512),
-        vcpus: guest.vcpus,
-    };
+    let shape = crate::guest::shape(guest);
+    let shape = shape.map_err(|e| SessionError::Refused { host: "source", reason: crate::driver::in_words(&e) })?;
     let asked = guest.workload.offered(&BuildContext::new(shape, guest.seed));
     let offered = OfferedFacts {
         write_bytes_per_s: asked.write_bytes_per_s,

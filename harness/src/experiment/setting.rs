@@ -110,7 +110,7 @@ impl Guest {
     /// The guest as a workload sees it.
     pub fn shape(&self) -> Shape {
         Shape {
-            pages: self.ram.0 / PAGE_BYTES,
+            pages: workload_pages(self.machine, self.ram).unwrap_or_default(),
             sectors: self.disk.map_or(0, |d| d.0 / SECTOR_BYTES),
             filled_sectors: self.filled.0 / SECTOR_BYTES,
             vcpus: self.vcpus,
@@ -185,6 +185,10 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
     if guest.ram.0 == 0 || !guest.ram.0.is_multiple_of(PAGE_BYTES) {
         return refuse("ram", guest.ram, "a size above zero that is a multiple of \"4 KiB\"");
     }
+    if let Err(least) = workload_pages(guest.machine, guest.ram) {
+        let accepted = format!("at least \"{} MiB\" for machine {:?}", (least * PAGE_BYTES) >> 20, guest.machine);
+        return refuse("ram", guest.ram, &accepted);
+    }
     let block = guest.block_size.0;
     if !block.is_power_of_two() || !(512..=1 << 26).contains(&block) {
         return refuse("block_size", guest.block_size, "a power of two from \"512 B\" to \"64 MiB\"");
@@ -202,6 +206,12 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
         _ if !guest.filled.0.is_multiple_of(SECTOR_BYTES) => refuse("filled", guest.filled, "a multiple of \"512 B\""),
         _ => Ok(guest),
     }
+}
+
+/// The pages of a guest's RAM that its workload may use; `Err`: the least that the machine needs.
+fn workload_pages(machine: &str, ram: Bytes) -> Result<u64, u64> {
+    let kind = whimbrel_machine::MACHINES.find(machine).expect("the name was looked up in the registry");
+    (kind.build.workload_pages)(ram.0 / PAGE_BYTES)
 }
 
 fn read_link(fields: &Fields<'_>) -> Result<Link, Mistake> {

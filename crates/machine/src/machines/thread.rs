@@ -6,7 +6,7 @@ mod vcpu;
 use crate::clock::{monotonic, time_of_day};
 use crate::error::MachineError;
 use crate::machine::{Machine, MachineSetup, Paused, Progress, Silence};
-use crate::machines::Build;
+use crate::machines::Kind;
 use crate::saved::SavedState;
 use control::{Command, Control, Place, lock};
 use std::io;
@@ -25,12 +25,12 @@ use whimbrel_model::stream::Pacing;
 const LONGEST_AWAY_NS: u64 = 600_000_000_000;
 
 /// The member's entry.
-pub const ENTRY: Entry<Build> = Entry {
+pub const ENTRY: Entry<Kind> = Entry {
     name: "thread",
     summary: "a vCPU is a thread that executes the workload's operations on real memory; needs no KVM",
     parameters: &[],
     source: "Whimbrel",
-    build: |setup| Ok(Arc::new(ThreadMachine::new(setup)?)),
+    build: Kind { build: |setup| Ok(Arc::new(ThreadMachine::new(setup)?)), workload_pages: Ok, filled_by_host: true },
 };
 
 /// A machine whose vCPUs are threads of this process.
@@ -47,7 +47,7 @@ impl ThreadMachine {
     /// The parts don't fit together, or there are no more threads.
     pub fn new(setup: MachineSetup) -> Result<Self, MachineError> {
         setup.check()?;
-        let MachineSetup { ram, disk, shape, seed, streams, pacing } = setup;
+        let MachineSetup { ram, disk, shape, seed, streams, pacing, .. } = setup;
         let board = Arc::new(Board { ram, disk, shape, seed, pacing, control: Control::new(shape.vcpus) });
         let vcpus: Vec<_> = (0..).zip(streams).map(|(i, s)| Arc::new(Mutex::new(Vcpu::new(i, s, &shape)))).collect();
         let machine = ThreadMachine { board, vcpus, threads: Mutex::new(Vec::new()) };

@@ -82,37 +82,69 @@ impl Verification {
     }
 }
 
+/// The workload's pages as they lie in a guest's RAM.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestPages<'a> {
+    /// The RAM, read by the host's mapping.
+    pub ram: &'a GuestRam,
+    /// The page of RAM in which each page of the workload lies; `None`: the first in the first, and so on.
+    pub frames: Option<&'a [u64]>,
+}
+
+impl<'a> From<&'a GuestRam> for GuestPages<'a> {
+    fn from(ram: &'a GuestRam) -> Self {
+        GuestPages { ram, frames: None }
+    }
+}
+
+impl GuestPages<'_> {
+    /// Whether so many pages have a place in RAM each.
+    fn check(&self, pages: u64) -> Result<(), MachineError> {
+        let frames = self.frames.unwrap_or_default();
+        let fits = match self.frames {
+            None => pages <= self.ram.pages(),
+            Some(_) => frames.len() as u64 == pages && frames.iter().all(|frame| *frame < self.ram.pages()),
+        };
+        if fits { Ok(()) } else { Err(MachineError::State("a page of the workload lies outside RAM".to_owned())) }
+    }
+
+    fn read(&self, page: u64, into: &mut PageBuffer) {
+        self.ram.read_page(self.frames.map_or(page, |frames| frames[page as usize]), into);
+    }
+}
+
 /// Reads a disk's bytes from an offset on.
 pub type ReadDisk<'a> = &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>;
 
 impl Twin {
-    /// Advances to where the guest is and compares: its device state, its RAM by the host's mapping, and its disk if it is
+    /// Advances to where the guest is and compares: its device state, its pages by the host's mapping, and its disk if it is
     /// given. `state` may come from anywhere.
     ///
     /// # Errors
-    /// `state` is no device state, or lies behind the twin; the disk can't be read.
+    /// `state` is no device state, or lies behind the twin; a page has no place in RAM; the disk can't be read.
     pub fn check(
         &mut self,
         state: &[u8],
-        ram: &GuestRam,
+        pages: GuestPages<'_>,
         disk: Option<ReadDisk<'_>>,
     ) -> Result<Verification, MachineError> {
         let saved = SavedState::from_bytes(state, &self.shape)?;
         self.advance(&saved.operations())?;
-        self.compare(&saved, ram, disk)
+        self.compare(&saved, pages, disk)
     }
 
     /// Compares with a guest that is where the twin is.
     ///
     /// # Errors
-    /// The disk can't be read.
+    /// A page has no place in RAM; the disk can't be read.
     pub fn compare(
         &self,
         state: &SavedState,
-        ram: &GuestRam,
+        pages: GuestPages<'_>,
         disk: Option<ReadDisk<'_>>,
     ) -> Result<Verification, MachineError> {
-        let (pages, excluded, page_difference) = self.compare_memory(ram);
+        pages.check(self.shape.pages)?;
+        let (pages, excluded, page_difference) = self.compare_memory(pages);
         let (blocks, block_difference) = match disk {
             Some(read) => self.compare_disk(read)?,
             None => (0, None),
@@ -139,13 +171,13 @@ impl Twin {
     }
 
     /// How many pages were compared and excluded, and the first difference.
-    fn compare_memory(&self, ram: &GuestRam) -> (u64, u64, Option<String>) {
+    fn compare_memory(&self, pages: GuestPages<'_>) -> (u64, u64, Option<String>) {
         let freed = self.freed();
         let (mut differing, mut first) = (0u64, None);
         let (mut expected, mut found): (PageBuffer, PageBuffer) = ([0; PAGE_BYTES as usize], [0; PAGE_BYTES as usize]);
         for page in (0..self.shape.pages).filter(|page| !freed.contains(*page)) {
             self.page(page, &mut expected);
-            ram.read_page(page, &mut found);
+            pages.read(page, &mut found);
             if expected != found {
                 differing += 1;
                 first.get_or_insert_with(|| describe("page", page, &expected, &found));

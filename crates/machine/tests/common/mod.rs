@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use whimbrel_disk::GuestDisk;
 use whimbrel_machine::machines::MACHINES;
-use whimbrel_machine::{Machine, MachineSetup, Twin, TwinSetup, Verification, fill_disk, fill_ram};
+use whimbrel_machine::{Begin, Machine, MachineSetup, Twin, TwinSetup, Verification, fill_disk, fill_ram};
 use whimbrel_memory::GuestRam;
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::stream::Shape;
@@ -112,14 +112,16 @@ impl Plan {
             }
         }
         let setup = MachineSetup {
+            begin: if filled { Begin::New } else { Begin::Arriving },
             ram: Arc::clone(&ram),
             disk: disk.clone().map(|disk| disk as Arc<dyn GuestDisk>),
             shape: self.shape,
             seed: self.seed,
             streams: self.streams(),
             pacing: self.choice.pacing(),
+            recipe: String::new(),
         };
-        let machine = (MACHINES.find("thread").unwrap().build)(setup).unwrap();
+        let machine = (MACHINES.find("thread").unwrap().build.build)(setup).unwrap();
         Guest { plan: self.clone(), machine, ram, disk }
     }
 
@@ -148,7 +150,7 @@ impl Guest {
 
     pub fn check_state(&self, twin: &mut Twin, state: &[u8]) -> Verification {
         let read = |at, buffer: &mut [u8]| self.disk.as_ref().expect("there is a disk").read(at, buffer);
-        twin.check(state, &self.ram, self.disk.is_some().then_some(&read as _)).unwrap()
+        twin.check(state, (&*self.ram).into(), self.disk.is_some().then_some(&read as _)).unwrap()
     }
 
     /// What a migration does, without one: all pages, all of the disk, the device state.
