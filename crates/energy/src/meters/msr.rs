@@ -1,0 +1,122 @@
+//! RAPL by model-specific registers: `/dev/cpu/N/msr`, one processor a package. The last resort: root, and the `msr` module.
+//!
+//! | register | Intel | AMD | unit |
+//! |---|---|---|---|
+//! | unit | 0x606 | 0xC0010299 | bits 12 to 8: joules are 1 / 2^value |
+//! | package | 0x611 | 0xC001029B | that unit |
+//! | memory | 0x619 | - | that unit; 2^-16 J on server parts |
+//! | cores | 0x639 | - | that unit |
+//! | uncore | 0x641 | - | that unit |
+//!
+//! Each counter has 32 bits. AMD's 0xC001029A counts a single core, not all of a package, and is left out.
+
+use crate::files;
+use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use whimbrel_model::{Entry, Nanos};
+
+pub(super) const ENTRY: Entry<Open> = Entry {
+    name: "msr",
+    summary: "RAPL by model-specific registers of one processor a package; needs root and the msr module",
+    parameters: &[],
+    source: "Intel SDM volume 4; AMD PPR family 17h and later",
+    build: open,
+};
+
+const INTEL_UNIT: u64 = 0x606;
+const INTEL: [(u64, DomainKind, &str); 4] = [
+    (0x611, DomainKind::Package, ""),
+    (0x619, DomainKind::Dram, "/dram"),
+    (0x639, DomainKind::Core, "/core"),
+    (0x641, DomainKind::Uncore, "/uncore"),
+];
+const AMD_UNIT: u64 = 0xC001_0299;
+const AMD: [(u64, DomainKind, &str); 1] = [(0xC001_029B, DomainKind::Package, "")];
+
+/// Models of Intel's family 6 whose memory is counted in 2^-16 J whatever the unit register says: Haswell-X to Ice Lake-X
+/// and Xeon Phi (as in the kernel's own driver).
+const FIXED_MEMORY_UNIT: [u64; 8] = [0x3f, 0x4f, 0x56, 0x55, 0x6a, 0x6c, 0x57, 0x85];
+const FIXED_MEMORY_SHIFT: u32 = 16;
+
+struct Register {
+    file: File,
+    path: PathBuf,
+    address: u64,
+    /// Joules are so many bits to the right.
+    shift: u32,
+}
+
+impl Register {
+    fn uj(&self) -> Result<u64, Unmeasured> {
+        let raw = value(&self.file, self.address).map_err(|e| Unmeasured::file(&self.path, &e))? & 0xffff_ffff;
+        Ok((raw * 1_000_000) >> self.shift)
+    }
+}
+
+struct Msr {
+    domains: Vec<Domain>,
+    registers: Vec<Register>,
+}
+
+impl Meter for Msr {
+    fn domains(&self) -> &[Domain] {
+        &self.domains
+    }
+
+    fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
+        self.registers.iter().map(|register| register.uj().map(|uj| Reading { at: now, uj })).collect()
+    }
+}
+
+fn value(file: &File, address: u64) -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, address)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
+    let cpuinfo = files::text(&place.procfs.join("cpuinfo"))?;
+    let field = |key: &str| {
+        let line = cpuinfo.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == key))?;
+        line.split_once(':').map(|(_, value)| value.trim().to_owned())
+    };
+    let (unit, registers): (u64, &[(u64, DomainKind, &str)]) = match field("vendor_id").as_deref() {
+        Some("GenuineIntel") => (INTEL_UNIT, &INTEL),
+        Some("AuthenticAMD" | "HygonGenuine") => (AMD_UNIT, &AMD),
+        other => {
+            return Err(Unmeasured::because(format!(
+                "no energy registers are known of the processor's vendor {other:?}"
+            )));
+        }
+    };
+    let model = field("model").and_then(|m| m.parse::<u64>().ok());
+    let fixed = unit == INTEL_UNIT && model.is_some_and(|m| FIXED_MEMORY_UNIT.contains(&m));
+    let mut meter = Msr { domains: Vec::new(), registers: Vec::new() };
+    for (package, processor) in files::one_of_each_package(&place.sysfs)? {
+        let path = place.devices.join(format!("cpu/{processor}/msr"));
+        let file = File::open(&path).map_err(|e| Unmeasured::file(&path, &e))?;
+        let shift = value(&file, unit).map_err(|e| Unmeasured::file(&path, &e))?;
+        let shift = ((shift >> 8) & 0x1f) as u32;
+        for (address, kind, suffix) in registers {
+            let memory = fixed && *kind == DomainKind::Dram;
+            let shift = if memory { FIXED_MEMORY_SHIFT } else { shift };
+            let file = file.try_clone().map_err(|e| Unmeasured::file(&path, &e))?;
+            let register = Register { file, path: path.clone(), address: *address, shift };
+            // A register that the processor lacks can't be read.
+            if register.uj().is_err() {
+                continue;
+            }
+            let range_uj = Some((1_000_000 << 32) >> shift);
+            let name = format!("{package}{suffix}");
+            meter.domains.push(Domain { name, kind: *kind, package: Some(package.clone()), range_uj });
+            meter.registers.push(register);
+        }
+    }
+    if meter.domains.iter().any(|d| d.kind == DomainKind::Package) {
+        Ok(Box::new(meter))
+    } else {
+        Err(Unmeasured::because("no processor has an energy register"))
+    }
+}

@@ -1,0 +1,108 @@
+//! RAPL by powercap: `/sys/class/powercap/intel-rapl*`, on Intel and AMD.
+//!
+//! ```text
+//!   intel-rapl:0         name = package-0           max_energy_range_uj, energy_uj
+//!   intel-rapl:0:0       name = core (uncore, dram) part of package 0 or beside it
+//!   intel-rapl:1         name = package-1 (psys)
+//!   intel-rapl-mmio:0    name = package-0           the same counter by another way: not counted again
+//! ```
+
+use crate::files;
+use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured, counted};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use whimbrel_model::{Entry, Nanos};
+
+pub(super) const ENTRY: Entry<Open> = Entry {
+    name: "powercap",
+    summary: "RAPL by powercap: packages, cores, uncore, memory and platform, on Intel and AMD",
+    parameters: &[],
+    source: "Linux, Documentation/power/powercap",
+    build: open,
+};
+
+/// Zones lie at most so deep: control type, package, part.
+const DEEPEST: usize = 3;
+
+/// More zones than any host has.
+const MOST_ZONES: usize = 1024;
+
+struct Powercap {
+    domains: Vec<Domain>,
+    counters: Vec<PathBuf>,
+}
+
+impl Meter for Powercap {
+    fn domains(&self) -> &[Domain] {
+        &self.domains
+    }
+
+    fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
+        self.counters.iter().map(|path| files::reading(path, now)).collect()
+    }
+}
+
+fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
+    let class = place.sysfs.join("class/powercap");
+    if !class.is_dir() {
+        return Err(Unmeasured::because(format!("there is no {}", class.display())));
+    }
+    let mut zones = BTreeMap::new();
+    find(&class, 1, &mut zones)?;
+    // By the processor's registers before by memory-mapped ones: the first of a name is counted, the second is its copy.
+    let (mapped, direct): (Vec<_>, Vec<_>) = zones.into_iter().partition(|(id, _)| id.starts_with("intel-rapl-mmio"));
+    let mut meter = Powercap { domains: Vec::new(), counters: Vec::new() };
+    let mut names = BTreeMap::new();
+    for (id, folder) in direct.into_iter().chain(mapped) {
+        let Ok(name) = files::text(&folder.join("name")) else { continue };
+        let parent = id.rsplit_once(':').and_then(|(parent, _)| names.get(parent).cloned());
+        let name: String = name.chars().take(60).collect();
+        let full = parent.as_ref().map_or_else(|| name.clone(), |parent: &String| format!("{parent}/{name}"));
+        names.insert(id, full.clone());
+        let counter = folder.join("energy_uj");
+        if !counter.exists() || meter.domains.iter().any(|d| d.name == full) {
+            continue;
+        }
+        let package = full.split('/').next().filter(|p| p.starts_with("package")).map(str::to_owned);
+        let range_uj = files::number(&folder.join("max_energy_range_uj")).ok().filter(|range| *range > 0);
+        meter.domains.push(Domain { name: full, kind: kind_of(&name), package, range_uj });
+        meter.counters.push(counter);
+    }
+    if meter.domains.is_empty() {
+        return Err(Unmeasured::because(format!("{} has no zone with a counter", class.display())));
+    }
+    let counted = counted(&meter.domains);
+    let first = meter.counters.iter().zip(counted).find(|(_, counted)| *counted).map(|(path, _)| path);
+    let first = first.ok_or_else(|| Unmeasured::because(format!("no zone of {} covers the host", class.display())))?;
+    files::number(first)?;
+    Ok(Box::new(meter))
+}
+
+/// Zones by their id. The kernel lists all of them in one folder, and the parts of each once more inside it.
+fn find(folder: &Path, depth: usize, zones: &mut BTreeMap<String, PathBuf>) -> Result<(), Unmeasured> {
+    for id in files::names(folder)? {
+        let path = folder.join(&id);
+        if !id.starts_with("intel-rapl") || !path.is_dir() || zones.len() >= MOST_ZONES {
+            continue;
+        }
+        if depth < DEEPEST {
+            // A zone that goes while it is looked at is no zone.
+            let _ = find(&path, depth + 1, zones);
+        }
+        if id.contains(':') {
+            zones.entry(id).or_insert(path);
+        }
+    }
+    Ok(())
+}
+
+fn kind_of(name: &str) -> DomainKind {
+    match name {
+        name if name.starts_with("package") => DomainKind::Package,
+        "core" => DomainKind::Core,
+        "uncore" => DomainKind::Uncore,
+        "dram" => DomainKind::Dram,
+        "psys" => DomainKind::Psys,
+        _ => DomainKind::Device,
+    }
+}

@@ -1,0 +1,79 @@
+//! Reads a meter at a steady pace, on a thread of its own.
+
+use crate::choose::{Clock, pace};
+use crate::counter::Counter;
+use crate::meter::Meter;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use whimbrel_model::Nanos;
+
+/// The energy of every domain from the sampler's start to an instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// The instant.
+    pub at: Nanos,
+    /// Microjoules, in the order of the meter's domains; `None`: it can't be told.
+    pub uj: Vec<Option<u64>>,
+}
+
+/// Reads until it is dropped. The last reading is made then.
+pub struct Sampler {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sampler {
+    /// Starts with a first reading now. `every` is how often; oftener where a counter would wrap. `tell` hears of all domains
+    /// whenever there is something new.
+    pub fn start(
+        mut meter: Box<dyn Meter>,
+        every: Duration,
+        clock: Clock,
+        mut tell: impl FnMut(Totals) + Send + 'static,
+    ) -> Self {
+        let (stop, stopped) = channel();
+        let mut counters: Vec<Counter> = meter.domains().iter().map(Counter::new).collect();
+        let every = pace(&counters, every);
+        let thread = std::thread::spawn(move || {
+            let (mut next, mut told) = (clock(), None);
+            loop {
+                let now = clock();
+                let totals = sample(&mut *meter, &mut counters, now);
+                if told.is_none_or(|last| totals.at > last) {
+                    told = Some(totals.at);
+                    tell(totals);
+                }
+                // A reader that was kept from running reads again from now on, and not once for each missed turn.
+                next = next.plus(every.into()).max(now);
+                let wait = Duration::from(next.since(clock()));
+                if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+                    break;
+                }
+            }
+            let last = sample(&mut *meter, &mut counters, clock());
+            if told.is_none_or(|told| last.at > told) {
+                tell(last);
+            }
+        });
+        Sampler { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+/// Reads once. The instant is that of the newest figure; now where there is none.
+fn sample(meter: &mut dyn Meter, counters: &mut [Counter], now: Nanos) -> Totals {
+    let readings = meter.read(now);
+    let at = readings.iter().filter_map(|r| Some(r.as_ref().ok()?.at)).max().unwrap_or(now);
+    counters.iter_mut().zip(readings).for_each(|(counter, reading)| counter.add(reading));
+    Totals { at, uj: counters.iter().map(Counter::so_far).collect() }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there is a bug that its own message has told of.
+            let _ = thread.join();
+        }
+    }
+}
