@@ -120,7 +120,7 @@ fn every_field_of_a_row_is_explained() {
 
 #[test]
 fn completions_and_the_man_page_know_every_command() {
-    let commands = ["run", "host", "list", "explain", "doctor", "nbd", "completions", "man"];
+    let commands = ["run", "host", "list", "explain", "doctor", "nbd", "energy", "completions", "man"];
     for shell in ["bash", "zsh", "fish"] {
         let script = text(&whimbrel(&["completions", shell]).assert().success().get_output().stdout);
         assert!(commands.iter().all(|c| script.contains(c)), "{shell}");

@@ -4,6 +4,7 @@ use crate::families::Family;
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A testbed for live migration of virtual machines, memory and disk together.
 ///
@@ -71,6 +72,12 @@ pub enum Command {
         #[command(subcommand)]
         command: NbdCommand,
     },
+    /// Read this host's meters, and compute with energies
+    Energy {
+        /// What to do.
+        #[command(subcommand)]
+        command: EnergyCommand,
+    },
     /// Print a completion script
     Completions {
         /// For which shell
@@ -94,6 +101,62 @@ pub enum NbdCommand {
         #[arg(long, value_name = "ADDR")]
         listen: String,
     },
+}
+
+/// What `whimbrel energy` can do.
+#[derive(Debug, Subcommand)]
+pub enum EnergyCommand {
+    /// Read this host's energy over a time
+    Read {
+        /// How long
+        #[arg(long = "for", value_name = "TIME", default_value = "2 s", value_parser = duration)]
+        time: Duration,
+        /// Which meter.
+        #[command(flatten)]
+        meter: MeterOptions,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show this host's power, a line each time, until interrupted
+    Watch {
+        /// How often
+        #[arg(long, value_name = "TIME", default_value = "1 s", value_parser = duration)]
+        every: Duration,
+        /// For how long; otherwise until interrupted
+        #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+        time: Option<Duration>,
+        /// Which meter.
+        #[command(flatten)]
+        meter: MeterOptions,
+    },
+}
+
+/// Which meter is read, and where.
+#[derive(Clone, Debug, Default, Args)]
+pub struct MeterOptions {
+    /// The meter, one of `whimbrel list meters`; otherwise the first that works
+    #[arg(long, value_name = "NAME")]
+    pub meter: Option<String>,
+    /// Where the counters lie.
+    #[command(flatten)]
+    pub place: MeterPlace,
+}
+
+/// Where a host's counters lie.
+#[derive(Clone, Debug, Default, Args)]
+pub struct MeterPlace {
+    /// Look for counters in this tree instead of in /sys: class/powercap, class/hwmon and bus/event_source below it
+    #[arg(long, value_name = "DIR")]
+    pub energy_root: Option<PathBuf>,
+    /// A program, as a line for the shell, that prints the joules of a wall meter so far, a number a line
+    #[arg(long, value_name = "LINE")]
+    pub meter_command: Option<String>,
+}
+
+/// A duration as an experiment file has it: `2 s`, `300 ms`.
+fn duration(text: &str) -> Result<Duration, whimbrel_model::quantity::QuantityError> {
+    whimbrel_model::quantity::duration(text).map(Duration::from)
 }
 
 /// How to run an experiment.

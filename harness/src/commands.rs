@@ -1,6 +1,7 @@
 //! The commands, a file each.
 
 mod doctor;
+mod energy;
 mod explain;
 mod host;
 mod list;
@@ -29,6 +30,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Some(Command::Explain { metric }) => print(&explain::explain(metric.as_deref())?),
         Some(Command::Doctor { json }) => doctor::doctor(json),
         Some(Command::Nbd { command: NbdCommand::Serve { image, listen } }) => nbd::serve(&image, &listen),
+        Some(Command::Energy { command }) => energy::energy(command),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "whimbrel", &mut script);

@@ -47,7 +47,8 @@ fn findings() -> Vec<Finding> {
         remedy: f.remedy,
     });
     let mut findings: Vec<Finding> = kernel.collect();
-    findings.extend([memory(), disk(&std::env::temp_dir()), kvm(), rapl()]);
+    findings.extend([memory(), disk(&std::env::temp_dir()), kvm()]);
+    findings.extend(meters());
     for (program, package) in [
         ("qemu-img", "qemu-utils"),
         ("nbdkit", "nbdkit"),
@@ -88,16 +89,20 @@ fn kvm() -> Finding {
     Finding { name: "KVM".to_owned(), ok, needed: false, detail, remedy }
 }
 
-fn rapl() -> Finding {
-    let counter = Path::new("/sys/class/powercap/intel-rapl:0/energy_uj");
-    let (ok, detail, remedy) = match std::fs::read_to_string(counter) {
-        Ok(_) => (true, "the energy counter of package 0 can be read".to_owned(), ""),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            (false, "there is no energy counter".to_owned(), "energy will be null")
-        }
-        Err(e) => (false, format!("{}: {e}", counter.display()), "energy will be null; reading needs root"),
+/// Every meter of the registry, and whether one of them works. Counters are seen to move before they are believed.
+fn meters() -> Vec<Finding> {
+    let place = whimbrel_energy::Place::host();
+    let one = |name: &'static str| {
+        let chosen = whimbrel_energy::choose(&place, Some(name), whimbrel_wire::clock::now);
+        let (ok, detail, remedy) = match chosen {
+            Ok(chosen) => (true, super::energy::domains_of(&*chosen.meter, &chosen.absent), String::new()),
+            Err(why) => {
+                (false, why.why, "energy is null without a meter, or modelled where an experiment asks".to_owned())
+            }
+        };
+        Finding { name: format!("meter {name}"), ok, needed: false, detail, remedy }
     };
-    Finding { name: "RAPL".to_owned(), ok, needed: false, detail, remedy: remedy.to_owned() }
+    whimbrel_energy::METERS.names().filter(|name| *name != "null").map(one).collect()
 }
 
 /// A program that the interop tests use.
