@@ -15,6 +15,8 @@ const JOB_BYTES: u64 = 1 << 20;
 /// time's worth of the link, though at least [`LEAST_JOB_BYTES`].
 const PULL_JOB: Nanos = Nanos(2_000_000);
 const LEAST_JOB_BYTES: u64 = 64 << 10;
+/// Holes carry no content: a job takes them along, up to this many bytes of them.
+const JOB_HOLE_BYTES: u64 = 256 << 20;
 /// Jobs that a lane has at once, so that it never waits for the core.
 const JOBS_AT_ONCE: usize = 2;
 /// How often a schedule that has nothing to do is asked again.
@@ -31,7 +33,7 @@ pub(super) struct Readiness {
 /// What a flow wants of the driver.
 #[derive(Debug, PartialEq)]
 pub(super) enum Want {
-    Send { job: u64, runs: Vec<Run>, limit: Option<ByteRate> },
+    Send { job: u64, runs: Vec<Run>, limit: Option<ByteRate>, content: bool },
     Observe(Observe),
     Deferred(u64),
     Abort(String),
@@ -103,6 +105,14 @@ enum Awaiting {
     Instant(Nanos),
 }
 
+/// What a lane was asked to send.
+#[derive(Debug)]
+struct Job {
+    number: u64,
+    /// Units that hold content, as far as is known.
+    content_units: u64,
+}
+
 /// The round that is going on.
 #[derive(Debug, Default)]
 struct OpenRound {
@@ -117,6 +127,8 @@ pub(super) struct Flow<U: FlowUnit> {
     schedule: Box<dyn Schedule<U>>,
     select: Box<dyn Select>,
     unsent: UnitSet<U>,
+    /// Units that were holes when the trip began and have not been written since.
+    holes: UnitSet<U>,
     sent_before: UnitSet<U>,
     peeked: Option<UnitSet<U>>,
     queue: VecDeque<Extent>,
@@ -124,7 +136,7 @@ pub(super) struct Flow<U: FlowUnit> {
     steps: VecDeque<Step<U>>,
     awaiting: Awaiting,
     since_peek: Option<u64>,
-    jobs: Vec<(u64, u64)>,
+    jobs: Vec<Job>,
     next_job: u64,
     open: OpenRound,
     rounds: Vec<Round>,
@@ -143,6 +155,7 @@ impl<U: FlowUnit> Flow<U> {
     pub(super) fn new(
         unit_bytes: u64,
         missing: UnitSet<U>,
+        holes: UnitSet<U>,
         schedule: Box<dyn Schedule<U>>,
         select: Box<dyn Select>,
     ) -> Self {
@@ -152,6 +165,7 @@ impl<U: FlowUnit> Flow<U> {
             schedule,
             select,
             unsent: missing,
+            holes,
             sent_before: UnitSet::empty(len),
             peeked: None,
             queue: VecDeque::new(),
@@ -185,11 +199,11 @@ impl<U: FlowUnit> Flow<U> {
         &self.unsent
     }
 
-    /// Units that the destination would lack if the guest were paused now, as far as is known.
+    /// Units with content that the destination would lack if the guest were paused now, as far as is known.
     pub(super) fn remaining_units(&self) -> u64 {
-        let queued = self.jobs.iter().map(|(_, units)| units).sum::<u64>();
+        let queued = self.jobs.iter().map(|job| job.content_units).sum::<u64>();
         let written = self.peeked.as_ref().map_or(0, |p| p.count() - p.count_common(&self.unsent));
-        self.unsent.count() + queued + written
+        self.unsent.count() - self.unsent.count_common(&self.holes) + queued + written
     }
 
     pub(super) fn unit_bytes(&self) -> u64 {
@@ -202,6 +216,11 @@ impl<U: FlowUnit> Flow<U> {
 
     pub(super) fn sent_bytes(&self) -> u64 {
         self.sent_bytes
+    }
+
+    /// Whether what was pushed last kept to a limit of its own.
+    pub(super) fn is_limited(&self) -> bool {
+        self.limit.is_some()
     }
 
     /// Everything that was asked to be sent is sent.
@@ -272,16 +291,21 @@ impl<U: FlowUnit> Flow<U> {
         (!runs.is_empty()).then(|| (self.open_job(runs.len() as u64), runs))
     }
 
-    fn open_job(&mut self, units: u64) -> u64 {
-        let job = self.next_job;
+    fn open_job(&mut self, content_units: u64) -> u64 {
+        let number = self.next_job;
         self.next_job += 1;
-        self.jobs.push((job, units));
-        job
+        self.jobs.push(Job { number, content_units });
+        number
+    }
+
+    /// Whether a job that is on its way has content.
+    pub(super) fn has_content(&self, job: u64) -> bool {
+        self.jobs.iter().any(|j| j.number == job && j.content_units > 0)
     }
 
     /// A job's units are sent.
     pub(super) fn sent(&mut self, job: u64, sent: &Sent) {
-        self.jobs.retain(|(j, _)| *j != job);
+        self.jobs.retain(|j| j.number != job);
         self.open.sent.add(sent);
         self.sent_bytes += sent.bytes();
     }
@@ -300,6 +324,7 @@ impl<U: FlowUnit> Flow<U> {
         if was == Awaiting::PeekToSelect {
             self.since_peek = Some(0);
         }
+        self.holes.subtract(&written);
         match observe {
             Observe::Peek => {
                 self.peeked = Some(written);
@@ -394,20 +419,19 @@ impl<U: FlowUnit> Flow<U> {
                 wants.push(Want::Observe(Observe::Peek));
                 return false;
             }
-            let runs = self.next_runs(around, wants);
+            let (runs, content_units) = self.next_runs(around, wants);
             if !runs.is_empty() {
-                let units = runs.iter().map(|r| r.extent.count).sum();
                 self.open.start.get_or_insert(around.now);
                 self.open.limit = self.limit;
-                let job = self.open_job(units);
-                wants.push(Want::Send { job, runs, limit: self.limit });
+                let job = self.open_job(content_units);
+                wants.push(Want::Send { job, runs, limit: self.limit, content: content_units > 0 });
             }
         }
         self.is_quiet()
     }
 
-    /// Takes up to a job's worth of unsent units off the queue.
-    fn next_runs(&mut self, around: &Around, wants: &mut Vec<Want>) -> Vec<Run> {
+    /// Takes up to a job's worth of unsent units off the queue; also how many of them hold content.
+    fn next_runs(&mut self, around: &Around, wants: &mut Vec<Want>) -> (Vec<Run>, u64) {
         let stage = around.stage;
         let bytes = match (stage, around.bandwidth) {
             (Stage::Pull, Some(rate)) => ((rate.0 * PULL_JOB.0 as f64 / 1e9) as u64).clamp(LEAST_JOB_BYTES, JOB_BYTES),
@@ -415,12 +439,14 @@ impl<U: FlowUnit> Flow<U> {
             (Stage::Push | Stage::Paused, _) => JOB_BYTES,
         };
         let most = (bytes / self.unit_bytes).max(1);
-        let (mut runs, mut taken, mut deferred) = (Vec::new(), 0, 0);
+        let most_holes = JOB_HOLE_BYTES / self.unit_bytes;
+        let (mut runs, mut content, mut empty, mut deferred) = (Vec::new(), 0, 0, 0);
         let mut keep = Vec::new();
-        while taken < most
+        while content < most
+            && empty < most_holes
             && let Some(front) = self.queue.pop_front()
         {
-            let head = Extent { start: front.start, count: front.count.min(most - taken) };
+            let (head, hole) = self.head_of(front, most - content, most_holes - empty);
             if head.count < front.count {
                 self.queue.push_front(Extent { start: head.end(), count: front.count - head.count });
             }
@@ -433,7 +459,7 @@ impl<U: FlowUnit> Flow<U> {
                 deferred += part.count - keep.iter().map(|k| k.count).sum::<u64>();
                 for kept in &keep {
                     self.unsent.remove_extent(*kept);
-                    taken += kept.count;
+                    *(if hole { &mut empty } else { &mut content }) += kept.count;
                     split_by(&mut self.sent_before, *kept, &mut runs);
                 }
             }
@@ -441,7 +467,22 @@ impl<U: FlowUnit> Flow<U> {
         if deferred > 0 {
             wants.push(Want::Deferred(deferred));
         }
-        runs
+        (runs, content)
+    }
+
+    /// The first units of `extent` that are alike, all holes (at most `most_holes`) or none (at most `most`); and which.
+    fn head_of(&self, extent: Extent, most: u64, most_holes: u64) -> (Extent, bool) {
+        let start = extent.start;
+        match self.holes.next(start) {
+            Some(hole) if hole == start => {
+                let alike = extent.indices().take(most_holes as usize).take_while(|unit| self.holes.contains(*unit));
+                (Extent { start, count: alike.count() as u64 }, true)
+            }
+            next => {
+                let until = next.map_or(extent.count, |hole| extent.count.min(hole - start));
+                (Extent { start, count: until.min(most) }, false)
+            }
+        }
     }
 
     fn take_step(&mut self, step: Step<U>, around: &Around, requested: Nanos, wants: &mut Vec<Want>) {

@@ -30,7 +30,7 @@ mod source_words;
 
 pub use destination::{DestinationCore, DestinationEffect, DestinationInput};
 pub use source::SourceCore;
-pub use source_words::{Limits, Progress, SourceEffect, SourceInput, SourcePlan};
+pub use source_words::{DiskPlan, Limits, Progress, SourceEffect, SourceInput, SourcePlan};
 
 use serde::{Deserialize, Serialize};
 use whimbrel_model::{Block, Extent, Page, UnitSet};

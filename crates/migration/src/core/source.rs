@@ -7,7 +7,9 @@ use super::{Ending, Written};
 use whimbrel_memory::{MemoryStrategy, StopRules, StopView, Throttle, ThrottleView, predicted_downtime};
 use whimbrel_model::event::Sent;
 use whimbrel_model::strategy::Stage;
-use whimbrel_model::{Block, Event, Extent, Family, Moment, Nanos, Observe, PAGE_BYTES, Page, Phase, Rest, UnitSet};
+use whimbrel_model::{
+    Block, ByteRate, Event, Extent, Family, Moment, Nanos, Observe, PAGE_BYTES, Page, Phase, Rest, UnitSet,
+};
 use whimbrel_wire::Message;
 
 /// How far the switchover is.
@@ -50,12 +52,13 @@ impl SourceCore {
     pub fn new(plan: SourcePlan) -> Self {
         let MemoryStrategy { schedule, select, stop, throttle, .. } = plan.memory;
         let all = || Box::new(whimbrel_memory::All) as Box<dyn whimbrel_memory::Select>;
+        let no_holes = UnitSet::empty(plan.missing_pages.len());
         SourceCore {
             requested: plan.requested,
             phase: Phase::Setup,
             stage: Stage::Push,
-            memory: Flow::new(PAGE_BYTES, plan.missing_pages, schedule, select),
-            disk: plan.disk.map(|(missing, bytes, strategy)| Flow::new(bytes, missing, strategy.schedule, all())),
+            memory: Flow::new(PAGE_BYTES, plan.missing_pages, no_holes, schedule, select),
+            disk: plan.disk.map(|d| Flow::new(d.block_bytes, d.missing, d.holes, d.strategy.schedule, all())),
             stop,
             throttle,
             throttle_share: 0.0,
@@ -152,7 +155,13 @@ impl SourceCore {
     }
 
     fn sent(&mut self, now: Nanos, family: Family, job: u64, sent: &Sent, effects: &mut Vec<SourceEffect>) {
-        self.bandwidth.end(now, sent.bytes());
+        let has_content = match family {
+            Family::Memory => self.memory.has_content(job),
+            Family::Disk => self.disk.as_ref().is_some_and(|d| d.has_content(job)),
+        };
+        if has_content {
+            self.bandwidth.end(now, sent.bytes());
+        }
         let demanded = family == Family::Memory && self.demanded_jobs.contains(&job);
         self.demanded_jobs.retain(|j| !demanded || *j != job);
         match family {
@@ -242,9 +251,18 @@ impl SourceCore {
             unit_bytes: PAGE_BYTES,
             rounds: self.memory.rounds(),
             sent_bytes: self.memory.sent_bytes(),
-            bandwidth: self.bandwidth.rate(),
+            bandwidth: self.pause_bandwidth(),
             fixed_cost: self.limits.fixed_cost,
             now: now.since(self.requested),
+        }
+    }
+
+    /// What a pause would have of the link: what was achieved, unless a schedule held itself back.
+    fn pause_bandwidth(&self) -> Option<ByteRate> {
+        let held_back = self.memory.is_limited() || self.disk.as_ref().is_some_and(Flow::is_limited);
+        match (self.bandwidth.rate(), self.limits.link) {
+            (Some(achieved), Some(link)) if held_back => Some(ByteRate(achieved.0.max(link.0))),
+            (achieved, _) => achieved,
         }
     }
 
@@ -315,8 +333,10 @@ impl SourceCore {
     fn want(&mut self, now: Nanos, family: Family, wants: Vec<Want>, effects: &mut Vec<SourceEffect>) {
         for want in wants {
             match want {
-                Want::Send { job, runs, limit } => {
-                    self.bandwidth.begin(now);
+                Want::Send { job, runs, limit, content } => {
+                    if content {
+                        self.bandwidth.begin(now);
+                    }
                     effects.push(SourceEffect::Send { family, job, runs, limit, demanded: false });
                 }
                 Want::Observe(observe) => effects.push(SourceEffect::Observe { family, observe }),

@@ -15,10 +15,22 @@ pub struct SourcePlan {
     pub missing_pages: UnitSet<Page>,
     /// How memory moves.
     pub memory: MemoryStrategy,
-    /// What the destination lacks of the disk, the block size in bytes, and how the disk moves; `None`: no disk.
-    pub disk: Option<(UnitSet<Block>, u64, DiskStrategy)>,
+    /// The disk, if the guest has one.
+    pub disk: Option<DiskPlan>,
     /// What the core goes by.
     pub limits: Limits,
+}
+
+/// What is to be moved of a disk, and how.
+pub struct DiskPlan {
+    /// What the destination lacks.
+    pub missing: UnitSet<Block>,
+    /// Blocks without content when the trip began: they cost next to nothing of the link.
+    pub holes: UnitSet<Block>,
+    /// Bytes in a block.
+    pub block_bytes: u64,
+    /// How it moves.
+    pub strategy: DiskStrategy,
 }
 
 /// Numbers that the engine goes by.
@@ -26,6 +38,8 @@ pub struct SourcePlan {
 pub struct Limits {
     /// The part of a downtime that doesn't depend on bytes: pause, state and hand-over.
     pub fixed_cost: Nanos,
+    /// What this host may send; `None`: not known. A pause has all of it, also where the pushing before was held back.
+    pub link: Option<ByteRate>,
 }
 
 /// What happens to the source's core.

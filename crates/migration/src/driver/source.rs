@@ -6,7 +6,7 @@ use super::memory_lane::{LaneJob, LaneSender};
 use super::setup::Connections;
 use super::{DriverError, in_words};
 use crate::commands::MoveSpec;
-use crate::core::{Ending, Limits, Progress, SourceCore, SourceEffect, SourceInput, SourcePlan, Written};
+use crate::core::{DiskPlan, Ending, Limits, Progress, SourceCore, SourceEffect, SourceInput, SourcePlan, Written};
 use crate::recorder::Recorder;
 use crate::report::ClockOffset;
 use std::collections::VecDeque;
@@ -18,12 +18,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use whimbrel_disk::{BuildContext as DiskContext, Volume};
 use whimbrel_machine::Machine;
 use whimbrel_memory::{BuildContext, DirtyLog, EncodeChain};
-use whimbrel_model::{Event, Family, Moment, Nanos, Observe, UnitSet};
+use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Observe, UnitSet};
 use whimbrel_wire::page_frames::{Frame, HEADER_BYTES};
 use whimbrel_wire::{Class, LinkStream, Severer, clock};
 
-/// What of a downtime doesn't depend on bytes, where nothing is known yet: the pause and two round trips on a fast link.
-const FIXED_COST: Nanos = Nanos(3_000_000);
+/// What of a downtime depends neither on bytes nor on the link: the pause, the drain, the state. Two round trips come to it.
+const FIXED_COST: Nanos = Nanos(500_000);
 
 /// Between two reports of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -78,18 +78,23 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut dyn FnMut(Progress)) ->
     });
     let missing_count = missing_blocks.as_ref().map(UnitSet::count);
     let clock = begin_as_source(&connections.control)?;
+    // The error of the clocks' comparison is half the shortest round trip.
+    let round_trip_ns = clock.map_or(2 * movement.link.delay_ns, |c| 2 * c.error_ns);
     let pages = machine.ram().pages();
     let memory = movement.memory.build(&BuildContext { pages, seed });
     let mut plan = SourcePlan {
         requested: parts.requested,
         missing_pages: UnitSet::full(pages),
         memory,
-        disk: volume.as_ref().zip(missing_blocks).map(|(volume, missing)| {
-            let block_bytes = volume.block_bytes();
-            let context = DiskContext { blocks: volume.blocks(), block_bytes, seed };
-            (missing, block_bytes, movement.disk.build(&context))
-        }),
-        limits: Limits { fixed_cost: Nanos(FIXED_COST.0 + 4 * movement.link.delay_ns) },
+        disk: volume
+            .as_ref()
+            .zip(missing_blocks)
+            .map(|(v, missing)| disk_plan(v, missing, movement, seed))
+            .transpose()?,
+        limits: Limits {
+            fixed_cost: Nanos(FIXED_COST.0 + 2 * round_trip_ns),
+            link: movement.link.egress_bytes_per_s.map(ByteRate),
+        },
     };
     let encode = std::mem::take(&mut plan.memory.encode);
     let demand_encode = movement.memory.build(&BuildContext { pages, seed }).encode;
@@ -101,6 +106,21 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut dyn FnMut(Progress)) ->
     let ending = source.run(&received, progress);
     source.leave(&ending);
     Ok(Left { ending, clock, missing_blocks: missing_count })
+}
+
+fn disk_plan(
+    volume: &Volume,
+    missing: UnitSet<Block>,
+    movement: &MoveSpec,
+    seed: u64,
+) -> Result<DiskPlan, DriverError> {
+    let (blocks, block_bytes) = (volume.blocks(), volume.block_bytes());
+    let mut holes = UnitSet::full(blocks);
+    for data in volume.data_extents(Extent { start: 0, count: blocks })? {
+        holes.remove_extent(data);
+    }
+    let strategy = movement.disk.build(&DiskContext { blocks, block_bytes, seed });
+    Ok(DiskPlan { missing, holes, block_bytes, strategy })
 }
 
 /// The threads and tasks that move bytes, and how to reach them.

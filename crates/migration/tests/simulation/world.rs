@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BinaryHeap};
 use whimbrel_disk::{BuildContext as DiskContext, DiskChoice};
 use whimbrel_memory::{BuildContext, MemoryChoice};
 use whimbrel_migration::core::{
-    DestinationCore, DestinationEffect, DestinationInput, Ending, Limits, Run, SourceCore, SourceEffect, SourceInput,
-    SourcePlan, Written,
+    DestinationCore, DestinationEffect, DestinationInput, DiskPlan, Ending, Limits, Run, SourceCore, SourceEffect,
+    SourceInput, SourcePlan, Written,
 };
 use whimbrel_model::event::Sent;
-use whimbrel_model::{Block, ByteRate, Family, Nanos, Observe, PAGE_BYTES, Page, Rng, UnitSet};
+use whimbrel_model::{Block, ByteRate, Extent, Family, Nanos, Observe, PAGE_BYTES, Page, Rng, UnitSet};
 use whimbrel_wire::Message;
 
 const PAGES: u64 = 600;
@@ -144,6 +144,16 @@ pub struct World {
     error: Option<String>,
 }
 
+/// Blocks that are told to be holes: a mistake in them may cost time, and must cost nothing else.
+fn some_holes(rng: &mut Rng) -> UnitSet<Block> {
+    let extents = (0..rng.below(4)).map(|_| {
+        let start = rng.below(BLOCKS);
+        Extent { start, count: 1 + rng.below(BLOCKS - start) }
+    });
+    let extents: Vec<Extent> = extents.collect();
+    UnitSet::from_extents(BLOCKS, extents)
+}
+
 impl World {
     pub fn new(seed: u64, memory: &MemoryChoice, disk: Option<&DiskChoice>, fault: Fault) -> Self {
         let mut rng = Rng::new(seed);
@@ -155,9 +165,11 @@ impl World {
             memory: memory.build(&BuildContext { pages: PAGES, seed }),
             disk: disk.map(|d| {
                 let context = DiskContext { blocks: BLOCKS, block_bytes: BLOCK_BYTES, seed };
-                (UnitSet::full(BLOCKS), BLOCK_BYTES, d.build(&context))
+                let strategy = d.build(&context);
+                let holes = some_holes(&mut rng);
+                DiskPlan { missing: UnitSet::full(BLOCKS), holes, block_bytes: BLOCK_BYTES, strategy }
             }),
-            limits: Limits { fixed_cost: Nanos(1_000_000) },
+            limits: Limits { fixed_cost: Nanos(1_000_000), link: None },
         };
         let bytes_per_s = 2e6 + rng.unit() * 50e6;
         World {
