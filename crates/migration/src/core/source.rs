@@ -257,12 +257,13 @@ impl SourceCore {
         }
     }
 
-    /// What a pause would have of the link: what was achieved, unless a schedule held itself back.
+    /// What a pause would have of the link: what was achieved, or its rate where nothing was sent or a schedule held
+    /// itself back.
     fn pause_bandwidth(&self) -> Option<ByteRate> {
         let held_back = self.memory.is_limited() || self.disk.as_ref().is_some_and(Flow::is_limited);
         match (self.bandwidth.rate(), self.limits.link) {
             (Some(achieved), Some(link)) if held_back => Some(ByteRate(achieved.0.max(link.0))),
-            (achieved, _) => achieved,
+            (achieved, link) => achieved.or(link),
         }
     }
 
