@@ -5,6 +5,8 @@ mod support;
 
 #[path = "contract/laws.rs"]
 mod laws;
+#[path = "contract/order.rs"]
+mod order;
 #[path = "contract/product.rs"]
 mod product;
 #[path = "contract/sample.rs"]

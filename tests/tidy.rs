@@ -20,7 +20,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
 ];
 
 /// A pluggable family whose members do no I/O: the folder of its members, and the modules of its room that are its seam.
-const FAMILIES: [(&str, &[&str]); 7] = [
+const FAMILIES: [(&str, &[&str]); 8] = [
     ("crates/memory/src/schedules", &["schedule"]),
     ("crates/memory/src/selections", &["select"]),
     ("crates/memory/src/encodings", &["encode"]),
@@ -29,6 +29,7 @@ const FAMILIES: [(&str, &[&str]); 7] = [
     ("crates/disk/src/strategies", &["strategy", "rounds"]),
     // A mix is made of the other workloads, and so knows the table.
     ("workloads/src/workloads", &["workload", "workloads", "pacer", "pattern", "zipf"]),
+    ("crates/migration/src/coordinators", &["coordinator"]),
 ];
 
 /// Families whose members may do as they must: only their registration is checked.

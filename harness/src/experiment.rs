@@ -6,7 +6,7 @@
 //! - [`tree`]: the TOML document, every value with its line
 //! - [`overrides`]: `--set KEY=VALUE`
 //! - [`fields`]: typed access to the keys of a table
-//! - [`setting`]: what one cell fixes: guest, link, workload, memory, disk
+//! - [`setting`]: what one cell fixes: guest, link, workload, memory, disk, coordinator
 //! - [`cells`]: the product of what is varied
 //! - [`limits`]: what this host can hold
 //! - [`written`]: the resolved experiment as a file
@@ -35,8 +35,20 @@ use tree::Node;
 pub const QUICKSTART: &str = include_str!("../../results/quickstart/experiment.toml");
 
 /// The keys at the top of an experiment file.
-const KEYS: [&str; 13] = [
-    "name", "question", "trials", "seed", "verify", "guest", "link", "workload", "memory", "disk", "vary", "zip",
+const KEYS: [&str; 14] = [
+    "name",
+    "question",
+    "trials",
+    "seed",
+    "verify",
+    "guest",
+    "link",
+    "workload",
+    "memory",
+    "disk",
+    "coordinator",
+    "vary",
+    "zip",
     "cell",
 ];
 

@@ -8,6 +8,7 @@ use whimbrel_model::stream::Shape;
 
 pub use whimbrel_disk::DiskChoice;
 pub use whimbrel_memory::MemoryChoice;
+pub use whimbrel_migration::CoordinatorChoice;
 pub use whimbrel_workloads::WorkloadChoice;
 
 /// What `whimbrel list` lists.
@@ -31,6 +32,8 @@ pub enum Family {
     Presets,
     /// How a disk moves.
     Disk,
+    /// How memory and disk share the time and the link.
+    Coordinators,
     /// What reads a host's energy.
     Meters,
 }
@@ -65,6 +68,7 @@ impl Family {
                 all
             }
             Family::Disk => listed(&whimbrel_disk::DISK_STRATEGIES),
+            Family::Coordinators => listed(&whimbrel_migration::COORDINATORS),
             Family::Meters => listed(&whimbrel_energy::METERS),
         }
     }

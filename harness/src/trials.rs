@@ -258,14 +258,15 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
     let link = &setting.link;
     let in_kernel = link.via == Via::Netns;
     let rate = |rate: Option<ByteRate>| rate.filter(|_| !in_kernel).map(|r| r.0);
+    let slower = match (link.rate, link.destination_rate) {
+        (Some(one), Some(other)) if other.0 < one.0 => Some(other),
+        (one, other) => one.or(other),
+    };
     let side = |egress, ingress| LinkSpec {
         egress_bytes_per_s: rate(egress),
         ingress_bytes_per_s: rate(ingress),
         delay_ns: link.delay.0,
-    };
-    let slower = match (link.rate, link.destination_rate) {
-        (Some(one), Some(other)) if other.0 < one.0 => Some(other),
-        (one, other) => one.or(other),
+        path_bytes_per_s: slower.map(|r| r.0),
     };
     let of = &setting.guest;
     let disk = |bytes: whimbrel_model::Bytes| DiskSpec {
@@ -285,6 +286,7 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
         },
         memory: setting.memory.clone(),
         disk: setting.disk.clone().unwrap_or_default(),
+        coordinator: setting.coordinator.clone(),
         // What leaves one host must fit into the other's card: else it would queue in front of it, demand replies too.
         source_link: side(slower, None),
         destination_link: side(slower, link.destination_rate),

@@ -16,7 +16,7 @@ const PAGES: u64 = RAM_BYTES / PAGE_BYTES;
 const BLOCKS: u64 = DISK_BYTES / 4096;
 
 /// A guest that writes memory and disk, so much that every move has something to do and the twin not too much.
-fn busy() -> Value {
+pub fn busy() -> Value {
     json!({"use": "mix", "parts": [
         {"use": "memory-intensive", "rate": "32 MiB/s", "read_share": 0.5},
         {"use": "disk-write", "rate": "16 MiB/s", "pattern": "random", "read_share": 0.5},
@@ -24,7 +24,7 @@ fn busy() -> Value {
 }
 
 /// Makes the trial, whose only guest must arrive whole, and returns the report of its last trip.
-fn moved(hosts: &Hosts, plan: &TrialPlan) -> Vec<(Report, Vec<Event>, Option<u64>)> {
+pub fn moved(hosts: &Hosts, plan: &TrialPlan) -> Vec<(Report, Vec<Event>, Option<u64>)> {
     let trips = run(hosts, plan).unwrap();
     let trips: Vec<_> = trips
         .into_iter()
@@ -116,7 +116,12 @@ fn post_copy_sends_each_page_once_and_a_demanded_one_takes_the_round_trip() {
         let disk = json!({"strategy": "three-phase", "max_rounds": 0});
         let mut plan = plan(guest(seed, 2, busy()), json!({"schedule": "post-copy"}), disk);
         let delay_ns = DELAY.as_nanos() as u64;
-        plan.source_link = LinkSpec { egress_bytes_per_s: Some(60e6), ingress_bytes_per_s: None, delay_ns };
+        plan.source_link = LinkSpec {
+            egress_bytes_per_s: Some(60e6),
+            ingress_bytes_per_s: None,
+            delay_ns,
+            path_bytes_per_s: Some(60e6),
+        };
         plan.destination_link = plan.source_link;
         let (report, events, _) = &moved(&pair.hosts(), &plan)[0];
         assert_eq!(report.pages.raw + report.pages.zero, PAGES, "{:?}", report.pages);

@@ -4,6 +4,7 @@ use super::PATIENCE;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use whimbrel_machine::Verification;
+use whimbrel_migration::CoordinatorChoice;
 use whimbrel_migration::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use whimbrel_model::{Phase, Recorded};
 use whimbrel_wire::codec::{read_frame, write_frame};
@@ -120,6 +121,7 @@ pub fn movement(memory: serde_json::Value, disk: serde_json::Value) -> MoveSpec 
         link: LinkSpec::default(),
         memory: super::choice(memory),
         disk: super::choice(disk),
+        coordinator: CoordinatorChoice::default(),
         incremental: false,
     }
 }

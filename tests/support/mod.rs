@@ -15,6 +15,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
+use whimbrel_migration::CoordinatorChoice;
 use whimbrel_migration::commands::{DiskSpec, GuestSpec, LinkSpec};
 use whimbrel_migration::session::{Host, Hosts, Prepared, SessionError, TrialPlan, Trip};
 use whimbrel_model::event::Sent;
@@ -143,6 +144,7 @@ pub fn plan(guest: GuestSpec, memory: Value, disk: Value) -> TrialPlan {
         guest,
         memory: choice(memory),
         disk: choice(disk),
+        coordinator: CoordinatorChoice::default(),
         source_link: LinkSpec::default(),
         destination_link: LinkSpec::default(),
         settle: Duration::from_millis(20),

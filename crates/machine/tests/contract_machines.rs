@@ -8,7 +8,6 @@ use proptest::prelude::{ProptestConfig, any};
 use proptest::{prop_assert, proptest};
 use serde_json::json;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 use whimbrel_machine::{MachineError, Verdict, monotonic};
 use whimbrel_model::Rng;
 
@@ -205,7 +204,10 @@ fn heartbeats_and_throttling_are_counted() {
         assert!(before <= *first && first < last && *last <= monotonic());
     }
     // A pause on the same host is a silence of the guest; a reset forgets the ones before it.
-    std::thread::sleep(Duration::from_millis(3));
+    let long_enough = monotonic().plus(whimbrel_model::Nanos(3_000_000));
+    while monotonic() < long_enough {
+        std::thread::yield_now();
+    }
     guest.machine.reset_silence();
     assert_eq!(guest.machine.silence().longest_ns, 0);
     guest.run_for(1);
@@ -254,8 +256,12 @@ fn stop_latency_is_reported() {
         let guest = plan(table.clone(), 2, true).guest(true);
         let mut latencies: Vec<u64> = (0..200)
             .map(|_| {
+                let beaten = guest.machine.silence().last_beats;
                 guest.machine.run();
-                std::thread::sleep(Duration::from_micros(500));
+                // Every vCPU has shown that it executes.
+                while guest.machine.silence().last_beats.iter().zip(&beaten).any(|(now, then)| now == then) {
+                    std::thread::yield_now();
+                }
                 let paused = guest.machine.pause();
                 paused.left.since(paused.asked).0
             })

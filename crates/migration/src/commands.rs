@@ -3,6 +3,7 @@
 //! One connection a guest and host. Every [`Command`] gets one [`Answer`]; [`Command::Migrate`] is answered by any number
 //! of [`Answer::Progress`] and then one [`Answer::Ended`]. Closing the connection discards the guest.
 
+use crate::coordinator::CoordinatorChoice;
 use crate::core::{Ending, Progress};
 use crate::report::{ClockOffset, ControlRun};
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,8 @@ pub struct LinkSpec {
     pub ingress_bytes_per_s: Option<f64>,
     /// How long every byte that this host sends is held, in nanoseconds.
     pub delay_ns: u64,
+    /// What the path to the other host carries in bytes a second, whoever sees to it (namespaces, say); `None`: unknown.
+    pub path_bytes_per_s: Option<f64>,
 }
 
 /// A move of a guest, as both hosts must know it.
@@ -66,6 +69,8 @@ pub struct MoveSpec {
     pub memory: MemoryChoice,
     /// How the disk moves.
     pub disk: DiskChoice,
+    /// How memory and disk share the time and the link.
+    pub coordinator: CoordinatorChoice,
     /// The destination still has the disk as it was when the guest left it last: only what is fresh needs to move.
     pub incremental: bool,
 }

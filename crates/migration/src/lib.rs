@@ -7,6 +7,8 @@
 
 pub mod agent;
 pub mod commands;
+pub mod coordinator;
+mod coordinators;
 pub mod core;
 pub mod driver;
 mod guest;
@@ -15,4 +17,6 @@ mod recorder;
 pub mod report;
 pub mod session;
 
+pub use coordinator::CoordinatorChoice;
+pub use coordinators::COORDINATORS;
 pub use recorder::Recorder;

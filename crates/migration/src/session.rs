@@ -2,6 +2,7 @@
 //! judged.
 
 use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
+use crate::coordinator::CoordinatorChoice;
 use crate::core::{Ending, Progress};
 use crate::report::{
     Alive, ControlRun, Cpu, Energy, Facts, LinkCounters, OfferedFacts, Outcome, Verdict as RowVerdict, Verify,
@@ -121,6 +122,8 @@ pub struct TrialPlan {
     pub memory: MemoryChoice,
     /// How the disk moves.
     pub disk: DiskChoice,
+    /// How memory and disk share the time and the link.
+    pub coordinator: CoordinatorChoice,
     /// The source's side of the link.
     pub source_link: LinkSpec,
     /// The destination's side of the link.
@@ -296,6 +299,7 @@ impl Move<'_> {
             link,
             memory: self.plan.memory.clone(),
             disk: self.plan.disk.clone(),
+            coordinator: self.plan.coordinator.clone(),
             incremental: self.trip > 1,
         };
         there.done(&Command::Receive { spec: self.plan.guest.clone(), movement: movement(back) })?;

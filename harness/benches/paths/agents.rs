@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use whimbrel_disk::DiskChoice;
 use whimbrel_memory::MemoryChoice;
+use whimbrel_migration::CoordinatorChoice;
 use whimbrel_migration::commands::{GuestSpec, LinkSpec};
 use whimbrel_migration::report::{Outcome, Report};
 use whimbrel_migration::session::{Host, Hosts, Prepared, TrialPlan, Trip};
@@ -163,6 +164,7 @@ impl Movement {
             guest: self.guest(),
             memory: MemoryChoice::read(&table).expect("a memory strategy"),
             disk: DiskChoice::default(),
+            coordinator: CoordinatorChoice::default(),
             source_link: self.link,
             destination_link: self.link,
             settle: self.settle,

@@ -22,7 +22,7 @@ const PREFIX: &str = "wbench";
 const TRIPS: u32 = 3;
 
 fn shaped(rate: Option<f64>, delay_ns: u64) -> LinkSpec {
-    LinkSpec { egress_bytes_per_s: rate, ingress_bytes_per_s: None, delay_ns }
+    LinkSpec { egress_bytes_per_s: rate, ingress_bytes_per_s: None, delay_ns, path_bytes_per_s: rate }
 }
 
 /// One round of both without counting it, then so many pairs; the rivals take turns at going first.

@@ -2,7 +2,7 @@
 
 use super::fields::Fields;
 use super::tree::{Mistake, Node};
-use crate::families::{self, DiskChoice, MemoryChoice, WorkloadChoice};
+use crate::families::{self, CoordinatorChoice, DiskChoice, MemoryChoice, WorkloadChoice};
 use serde_json::{Value, json};
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::stream::Shape;
@@ -73,10 +73,12 @@ pub struct Setting {
     pub memory: MemoryChoice,
     /// How the disk moves; `None` without a disk.
     pub disk: Option<DiskChoice>,
+    /// How memory and disk share the time and the link.
+    pub coordinator: CoordinatorChoice,
 }
 
 impl Setting {
-    /// Reads and checks the five tables.
+    /// Reads and checks the six tables.
     ///
     /// # Errors
     /// The first mistake.
@@ -91,7 +93,8 @@ impl Setting {
         let of_disk = Fields::table(origin, "disk", tree)?;
         let disk = DiskChoice::try_from(of_disk.plain()).map_err(|e| of_disk.blame(&e))?;
         let disk = guest.disk.map(|_| disk);
-        Ok(Setting { guest, link, workload, memory, disk })
+        let coordinator = read_coordinator(&Fields::table(origin, "coordinator", tree)?, &guest, &link)?;
+        Ok(Setting { guest, link, workload, memory, disk, coordinator })
     }
 
     /// Every key with its value, defaults filled in.
@@ -102,6 +105,7 @@ impl Setting {
             "workload": self.workload.resolved(),
             "memory": self.memory.resolved(),
             "disk": self.disk.as_ref().map(DiskChoice::resolved),
+            "coordinator": self.disk.as_ref().map(|_| self.coordinator.resolved()),
         })
     }
 }
@@ -163,6 +167,19 @@ fn exact_duration(time: Nanos) -> String {
     let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1000)];
     let unit = units.iter().find(|(_, ns)| time.0.is_multiple_of(*ns));
     unit.map_or_else(|| format!("{} ns", time.0), |(name, ns)| format!("{} {name}", time.0 / ns))
+}
+
+fn read_coordinator(fields: &Fields<'_>, guest: &Guest, link: &Link) -> Result<CoordinatorChoice, Mistake> {
+    let given = fields.plain();
+    let coordinator = CoordinatorChoice::try_from(given.clone()).map_err(|e| fields.blame(&e))?;
+    let refuse = |accepted: &str| Err(fields.refuse("use", &format!("{:?}", coordinator.name()), accepted));
+    if !given.is_empty() && guest.disk.is_none() {
+        return refuse("no [coordinator] for a guest without a disk, or give it one with guest.disk");
+    }
+    if coordinator.shares_the_link() && link.rate.is_none() {
+        return refuse("it with a link.rate to share, or another coordinator");
+    }
+    Ok(coordinator)
 }
 
 fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {

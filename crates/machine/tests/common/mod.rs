@@ -8,7 +8,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 use whimbrel_disk::GuestDisk;
 use whimbrel_machine::machines::MACHINES;
 use whimbrel_machine::{Begin, Machine, MachineSetup, Twin, TwinSetup, Verification, fill_disk, fill_ram};
@@ -138,7 +137,7 @@ impl Guest {
         self.machine.run();
         while self.machine.progress().operations.iter().zip(&from).any(|(now, from)| *now < from + more) {
             assert_eq!(self.machine.failure(), None);
-            std::thread::sleep(Duration::from_micros(300));
+            std::thread::yield_now();
         }
         self.machine.pause();
         self.machine.drain().unwrap();

@@ -1,9 +1,10 @@
 //! The source's core: drives both families' flows through the phases and keeps the books.
 
 use super::bandwidth::Bandwidth;
-use super::flow::{Around, Flow, FlowUnit, Readiness, Want};
+use super::flow::{Around, Flow, FlowUnit, Want};
 use super::source_words::{Limits, Progress, SourceEffect, SourceInput, SourcePlan};
 use super::{Ending, Written};
+use crate::coordinator::{Coordinator, CoordinatorView, FamilyView, Turn, Turns};
 use whimbrel_memory::{MemoryStrategy, StopRules, StopView, Throttle, ThrottleView, predicted_downtime};
 use whimbrel_model::event::Sent;
 use whimbrel_model::strategy::Stage;
@@ -32,6 +33,8 @@ pub struct SourceCore {
     stage: Stage,
     memory: Flow<Page>,
     disk: Option<Flow<Block>>,
+    coordinator: Box<dyn Coordinator>,
+    turns: Turns,
     stop: StopRules,
     throttle: Box<dyn Throttle>,
     throttle_share: f64,
@@ -59,6 +62,8 @@ impl SourceCore {
             stage: Stage::Push,
             memory: Flow::new(PAGE_BYTES, plan.missing_pages, no_holes, schedule, select),
             disk: plan.disk.map(|d| Flow::new(d.block_bytes, d.missing, d.holes, d.strategy.schedule, all())),
+            coordinator: plan.coordinator,
+            turns: Turns { memory: Turn::FREE, disk: Turn::FREE },
             stop,
             throttle,
             throttle_share: 0.0,
@@ -260,7 +265,8 @@ impl SourceCore {
     /// What a pause would have of the link: what was achieved, or its rate where nothing was sent or a schedule held
     /// itself back.
     fn pause_bandwidth(&self) -> Option<ByteRate> {
-        let held_back = self.memory.is_limited() || self.disk.as_ref().is_some_and(Flow::is_limited);
+        let shared = self.turns.memory.share.or(self.turns.disk.share).is_some();
+        let held_back = shared || self.memory.is_limited() || self.disk.as_ref().is_some_and(Flow::is_limited);
         match (self.bandwidth.rate(), self.limits.link) {
             (Some(achieved), Some(link)) if held_back => Some(ByteRate(achieved.0.max(link.0))),
             (achieved, link) => achieved.or(link),
@@ -309,35 +315,69 @@ impl SourceCore {
         !self.memory.is_empty() || self.disk.as_ref().is_some_and(|d| !d.is_empty())
     }
 
+    /// Drives whose turn it is. One family's readiness may be the other's turn, hence again.
     fn drive(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
-        let around =
-            |other_ready, bandwidth: &Bandwidth, stage| Around { now, stage, bandwidth: bandwidth.rate(), other_ready };
-        let disk_ready = self.disk.as_ref().is_none_or(|d| d.readiness().is_some());
-        let memory_ready = self.memory.readiness();
-        let mut wants = Vec::new();
-        self.memory.drive(&around(disk_ready, &self.bandwidth, self.stage), self.requested, &mut wants);
-        effects.extend(self.memory.readiness_event(memory_ready).map(SourceEffect::Record));
-        self.want(now, Family::Memory, wants, effects);
-        if self.finished {
-            return;
+        self.turns = self.ask_coordinator();
+        if self.turns.memory.may_push {
+            self.drive_memory(now, effects);
         }
-        if let Some(disk) = &mut self.disk {
-            let mut wants = Vec::new();
-            let before: Option<Readiness> = disk.readiness();
-            let memory_ready = self.memory.readiness().is_some();
-            disk.drive(&around(memory_ready, &self.bandwidth, self.stage), self.requested, &mut wants);
-            effects.extend(disk.readiness_event(before).map(SourceEffect::Record));
-            self.want(now, Family::Disk, wants, effects);
+        if self.turns.disk.may_push && !self.finished {
+            self.drive_disk(now, effects);
+        }
+        let held_memory = !self.turns.memory.may_push;
+        self.turns = self.ask_coordinator();
+        if held_memory && self.turns.memory.may_push && !self.finished {
+            self.drive_memory(now, effects);
+        }
+    }
+
+    fn drive_memory(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
+        let other_ready = self.disk.as_ref().is_none_or(|d| d.readiness().is_some());
+        let around = Around { now, stage: self.stage, bandwidth: self.bandwidth.rate(), other_ready };
+        let before = self.memory.readiness();
+        let mut wants = Vec::new();
+        self.memory.drive(&around, self.requested, &mut wants);
+        effects.extend(self.memory.readiness_event(before).map(SourceEffect::Record));
+        self.want(now, Family::Memory, wants, effects);
+    }
+
+    fn drive_disk(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
+        let Some(disk) = &mut self.disk else { return };
+        let other_ready = self.memory.readiness().is_some();
+        let around = Around { now, stage: self.stage, bandwidth: self.bandwidth.rate(), other_ready };
+        let before = disk.readiness();
+        let mut wants = Vec::new();
+        disk.drive(&around, self.requested, &mut wants);
+        effects.extend(disk.readiness_event(before).map(SourceEffect::Record));
+        self.want(now, Family::Disk, wants, effects);
+    }
+
+    /// Whose turn it is. A pause is no time to wait for one's turn, and a guest without a disk has nothing to order.
+    fn ask_coordinator(&mut self) -> Turns {
+        fn seen<U: FlowUnit>(flow: &Flow<U>, stage: Stage) -> FamilyView {
+            let done = if stage == Stage::Push { flow.readiness().is_some() } else { flow.is_empty() };
+            FamilyView { done, sending: !flow.is_quiet() }
+        }
+        match &self.disk {
+            Some(disk) if self.stage != Stage::Paused => {
+                let view = CoordinatorView { memory: seen(&self.memory, self.stage), disk: seen(disk, self.stage) };
+                self.coordinator.turns(&view)
+            }
+            _ => Turns { memory: Turn::FREE, disk: Turn::FREE },
         }
     }
 
     fn want(&mut self, now: Nanos, family: Family, wants: Vec<Want>, effects: &mut Vec<SourceEffect>) {
+        let turn = if family == Family::Memory { self.turns.memory } else { self.turns.disk };
+        let share = turn.share.zip(self.limits.link).map(|(share, link)| link.0 * share);
         for want in wants {
             match want {
                 Want::Send { job, runs, limit, content } => {
                     if content {
                         self.bandwidth.begin(now);
                     }
+                    let least = limit.map(|l| l.0).into_iter().chain(share).reduce(f64::min);
+                    let limit = least.map(ByteRate);
                     effects.push(SourceEffect::Send { family, job, runs, limit, demanded: false });
                 }
                 Want::Observe(observe) => effects.push(SourceEffect::Observe { family, observe }),
@@ -347,7 +387,7 @@ impl SourceCore {
         }
     }
 
-    /// Both are ready, or one of them doesn't wait. (The coordinator `together`.)
+    /// Both are ready, or one of them doesn't wait.
     fn may_switch(&self) -> bool {
         let memory = self.memory.readiness();
         let disk = self.disk.as_ref().map(Flow::readiness);

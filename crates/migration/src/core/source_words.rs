@@ -1,6 +1,7 @@
 //! What the source's core is given, what it is told, what it wants done, and what it shows.
 
 use super::{Ending, Run, Written};
+use crate::coordinator::Coordinator;
 use whimbrel_disk::DiskStrategy;
 use whimbrel_memory::MemoryStrategy;
 use whimbrel_model::event::Sent;
@@ -17,6 +18,8 @@ pub struct SourcePlan {
     pub memory: MemoryStrategy,
     /// The disk, if the guest has one.
     pub disk: Option<DiskPlan>,
+    /// How the two share the time and the link.
+    pub coordinator: Box<dyn Coordinator>,
     /// What the core goes by.
     pub limits: Limits,
 }

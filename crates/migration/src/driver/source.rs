@@ -91,9 +91,10 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut dyn FnMut(Progress)) ->
             .zip(missing_blocks)
             .map(|(v, missing)| disk_plan(v, missing, movement, seed))
             .transpose()?,
+        coordinator: movement.coordinator.build(),
         limits: Limits {
             fixed_cost: Nanos(FIXED_COST.0 + 2 * round_trip_ns),
-            link: movement.link.egress_bytes_per_s.map(ByteRate),
+            link: movement.link.path_bytes_per_s.map(ByteRate),
         },
     };
     let encode = std::mem::take(&mut plan.memory.encode);

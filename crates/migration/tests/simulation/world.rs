@@ -5,6 +5,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use whimbrel_disk::{BuildContext as DiskContext, DiskChoice};
 use whimbrel_memory::{BuildContext, MemoryChoice};
+use whimbrel_migration::COORDINATORS;
+use whimbrel_migration::coordinator::{Coordinator, CoordinatorChoice};
 use whimbrel_migration::core::{
     DestinationCore, DestinationEffect, DestinationInput, DiskPlan, Ending, Limits, Run, SourceCore, SourceEffect,
     SourceInput, SourcePlan, Written,
@@ -154,11 +156,20 @@ fn some_holes(rng: &mut Rng) -> UnitSet<Block> {
     UnitSet::from_extents(BLOCKS, extents)
 }
 
+/// Any coordinator: none may lose anything, nor hang.
+fn a_coordinator(rng: &mut Rng) -> Box<dyn Coordinator> {
+    let names: Vec<&str> = COORDINATORS.names().collect();
+    let name = names[rng.below(names.len() as u64) as usize];
+    let table = BTreeMap::from([("use".to_owned(), serde_json::json!(name))]);
+    CoordinatorChoice::try_from(table).unwrap_or_else(|e| panic!("{name}: {e}")).build()
+}
+
 impl World {
     pub fn new(seed: u64, memory: &MemoryChoice, disk: Option<&DiskChoice>, fault: Fault) -> Self {
         let mut rng = Rng::new(seed);
         let pages = Units::new(PAGES, &mut rng);
         let blocks = disk.map(|_| Units::new(BLOCKS, &mut rng));
+        let bytes_per_s = 2e6 + rng.unit() * 50e6;
         let plan = SourcePlan {
             requested: Nanos(0),
             missing_pages: UnitSet::full(PAGES),
@@ -169,9 +180,9 @@ impl World {
                 let holes = some_holes(&mut rng);
                 DiskPlan { missing: UnitSet::full(BLOCKS), holes, block_bytes: BLOCK_BYTES, strategy }
             }),
-            limits: Limits { fixed_cost: Nanos(1_000_000), link: None },
+            coordinator: a_coordinator(&mut rng),
+            limits: Limits { fixed_cost: Nanos(1_000_000), link: Some(ByteRate(bytes_per_s)) },
         };
-        let bytes_per_s = 2e6 + rng.unit() * 50e6;
         World {
             delay: Nanos(rng.below(2_000_000)),
             // From far slower than the link to far faster.
