@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Which rooms a room may know. Arrows point down only.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("model", &[]),
     ("wire", &["model"]),
     ("nbd", &[]),
@@ -15,8 +15,10 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("workloads", &["model"]),
     ("disk", &["model", "nbd"]),
     ("machine", &["model", "wire", "nbd", "memory", "disk"]),
+    ("preload", &[]),
+    ("guest", &["model", "memory", "disk", "machine", "workloads"]),
     ("migration", &["model", "wire", "nbd", "memory", "disk", "energy", "machine", "workloads"]),
-    ("whimbrel", &["model", "wire", "nbd", "memory", "disk", "energy", "machine", "workloads", "migration"]),
+    ("whimbrel", &["model", "wire", "nbd", "memory", "disk", "energy", "machine", "guest", "workloads", "migration"]),
 ];
 
 /// A pluggable family whose members do no I/O: the folder of its members, and the modules of its room that are its seam.

@@ -6,6 +6,9 @@ use whimbrel::experiment::Mistake;
 use whimbrel::{BadInput, cli, commands, status};
 
 fn main() -> ExitCode {
+    if whimbrel_guest::is_init() {
+        whimbrel_guest::init();
+    }
     let ended = commands::dispatch(cli::Cli::parse());
     ExitCode::from(ended.unwrap_or_else(|error| {
         eprintln!("whimbrel: {error:#}");

@@ -175,7 +175,7 @@ impl Trials for RealTrials {
         let named = |(guest, trip, made): (u32, u32, session::Trip)| Trip {
             guest,
             trip,
-            accelerator: "none".to_owned(),
+            accelerator: made.accelerator,
             placement: placement.to_owned(),
             events: made.events,
             facts: with_limit(made.facts, &setting.link),

@@ -15,12 +15,18 @@ pub enum MachineError {
     /// As [`MachineError::State`], found by a workload's generator.
     #[error("the device state can't be taken up")]
     Stream(#[from] StreamError),
+    /// A hypervisor, or what it needs, is missing or failed.
+    #[error("{0}")]
+    Hypervisor(String),
+    /// Guest RAM failed.
+    #[error(transparent)]
+    Memory(#[from] whimbrel_memory::MemoryError),
     /// The call came while the vCPUs ran.
     #[error("{0} while the vCPUs run; pause and drain first")]
     Running(&'static str),
-    /// A vCPU's disk failed.
-    #[error("the guest's disk failed")]
-    Disk(#[from] io::Error),
+    /// A file, a socket or the guest's disk failed.
+    #[error("the host's I/O failed")]
+    Io(#[from] io::Error),
     /// A thread could not be started.
     #[error("no thread for a vCPU")]
     Thread(#[source] io::Error),

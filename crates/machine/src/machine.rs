@@ -48,13 +48,20 @@ pub trait Machine: Send + Sync {
     /// The vCPUs run, or the bytes are no state of this machine.
     fn load_state(&self, state: &[u8]) -> Result<(), MachineError>;
 
-    /// After [`Machine::drain`], for the judge: how far the guest is, and where the workload's pages lie. May let the
-    /// guest go on for as long as it takes to ask it; it is paused again afterwards.
+    /// After [`Machine::drain`], for the judge: how far the guest is, and where the workload's pages lie. A guest that
+    /// must be asked goes on for as long as that takes, and is paused again afterwards; where it has left, which is
+    /// `frozen`, it must not, and the answer is `None`.
     ///
     /// # Errors
     /// The vCPUs run, or the guest does not answer.
-    fn testimony(&self) -> Result<Testimony, MachineError> {
-        Ok(Testimony { state: self.save_state()?, frames: None })
+    fn testimony(&self, frozen: bool) -> Result<Option<Testimony>, MachineError> {
+        let _ = frozen;
+        Ok(Some(Testimony { state: self.save_state()?, frames: None }))
+    }
+
+    /// CPU time that the guest took outside this process, in nanoseconds.
+    fn cpu_ns(&self) -> u64 {
+        0
     }
 
     /// What executes the guest, as a row says it: `none` where it is this program itself.

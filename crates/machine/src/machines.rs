@@ -1,5 +1,6 @@
 //! The table of machine kinds, a file each.
 
+pub mod qemu;
 pub mod thread;
 
 use crate::error::MachineError;
@@ -13,9 +14,11 @@ pub struct Kind {
     pub build: fn(MachineSetup) -> Result<Arc<dyn Machine>, MachineError>,
     /// How many pages of a guest with so many pages of RAM its workload may use; `Err`: the least that RAM must have.
     pub workload_pages: fn(u64) -> Result<u64, u64>,
+    /// Whether its vCPUs can be slowed ([`Machine::throttle`]).
+    pub throttles: bool,
     /// Whether the host fills RAM before operation 0; else the machine fills the workload's pages itself.
     pub filled_by_host: bool,
 }
 
 /// Every kind, by the name that an experiment file's `guest.machine` takes.
-pub static MACHINES: Registry<Kind> = Registry { family: "machine", entries: &[thread::ENTRY] };
+pub static MACHINES: Registry<Kind> = Registry { family: "machine", entries: &[thread::ENTRY, qemu::ENTRY] };

@@ -240,9 +240,9 @@ impl Desk {
             }
             Command::Stop {} => return self.stop(),
             Command::Verify {} => {
-                let scope = if self.away { "frozen source at the pause" } else { "guest at the end" };
+                let away = self.away;
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
-                return Ok(Answer::Verified { verification: guest.verify(scope)? });
+                return Ok(Answer::Verified { verification: guest.verify(away)? });
             }
             Command::Discard {} => self.discard(),
         }
@@ -301,7 +301,7 @@ impl Desk {
             let connections = accept_roles(&coming, &link, volume.is_some())?;
             run_destination(DestinationParts { machine, volume, connections, recorder: told, runtime: runtime.clone() })
         });
-        self.expected = Some(Expected { session: movement.session, nic, cpu_ns: cpu_ns(), recorder, thread });
+        self.expected = Some(Expected { session: movement.session, nic, cpu_ns: self.cpu_ns(), recorder, thread });
         Ok(())
     }
 
@@ -329,7 +329,7 @@ impl Desk {
         movement: &MoveSpec,
         answers: &UnboundedSender<Answer>,
     ) -> Result<Answer, DriverError> {
-        let (requested, began) = (clock::now(), cpu_ns());
+        let (requested, began) = (clock::now(), self.cpu_ns());
         if self.away {
             return Err(DriverError::Protocol("the guest has left this host".to_owned()));
         }
@@ -378,6 +378,11 @@ impl Desk {
         run_source(parts, &mut |progress| drop(answers.send(Answer::Progress { progress })))
     }
 
+    /// CPU time of this process and of the guest, in nanoseconds.
+    fn cpu_ns(&self) -> u64 {
+        cpu_ns() + self.guest.as_ref().map_or(0, |guest| guest.machine.cpu_ns())
+    }
+
     fn account(
         &self,
         ending: Ending,
@@ -393,7 +398,8 @@ impl Desk {
             events: self.recorder.take(),
             clock,
             sent: nic.traffic().sent(),
-            cpu_ns: cpu_ns().saturating_sub(began_cpu_ns),
+            accelerator: self.guest.as_ref().map(|guest| guest.machine.accelerator().to_owned()),
+            cpu_ns: self.cpu_ns().saturating_sub(began_cpu_ns),
             missing_blocks,
         }
     }

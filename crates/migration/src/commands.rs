@@ -192,6 +192,8 @@ pub struct Account {
     pub clock: Option<ClockOffset>,
     /// What this host put on the link, framing included.
     pub sent: FlowReading,
+    /// What executes the guest here: `none`, `tcg` or `kvm`; `None` where there is no guest.
+    pub accelerator: Option<String>,
     /// CPU time of this host's process and its guest from the request to the end, in nanoseconds.
     pub cpu_ns: u64,
     /// Blocks that this move had to carry at least: what the destination lacked when it was requested (source only).

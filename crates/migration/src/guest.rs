@@ -151,8 +151,11 @@ impl Guest {
     ///
     /// # Errors
     /// The guest isn't paused, or its disk can't be read.
-    pub(crate) fn verify(&mut self, of: &str) -> Result<Verification, DriverError> {
-        let testimony = self.machine.testimony()?;
+    pub(crate) fn verify(&mut self, frozen: bool) -> Result<Verification, DriverError> {
+        let of = if frozen { "frozen source at the pause" } else { "guest at the end" };
+        let Some(testimony) = self.machine.testimony(frozen)? else {
+            return Ok(Verification::skipped(format!("{of}: not compared, it can't be asked where it doesn't run")));
+        };
         let mut twin = match self.twin.take() {
             Some(twin) => twin,
             None => Twin::new(self.twin_setup()?)?,

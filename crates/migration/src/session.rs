@@ -154,6 +154,8 @@ pub struct Trip {
     pub events: Vec<Recorded>,
     /// Everything else that the report is made of.
     pub facts: Facts,
+    /// What executes the guest: `none`, `tcg` or `kvm`; of both hosts, where they differ.
+    pub accelerator: String,
     /// Blocks that the destination lacked when the move was requested.
     pub missing_blocks: Option<u64>,
 }
@@ -437,7 +439,10 @@ impl Move<'_> {
             outcome: Some(outcome),
             ..Facts::default()
         };
-        Trip { events, facts, missing_blocks: None }
+        let accelerators = [source, destination].into_iter().flatten().filter_map(|a| a.accelerator.clone());
+        let mut accelerators: Vec<String> = accelerators.collect();
+        accelerators.dedup();
+        Trip { events, facts, accelerator: accelerators.join("+"), missing_blocks: None }
     }
 
     /// The twin's word: on the frozen source, and on the guest at the end.

@@ -90,6 +90,10 @@ impl Setting {
         families::fits(&workload, guest.shape()).map_err(|e| of_workload.blame(&e))?;
         let of_memory = Fields::table(origin, "memory", tree)?;
         let memory = MemoryChoice::read(&of_memory.plain()).map_err(|e| of_memory.blame(&e))?;
+        if !kind(guest.machine).throttles && memory.resolved()["throttle"] != "none" {
+            let why = format!("the vCPUs of machine {:?} can't be slowed", guest.machine);
+            return Err(of_memory.mistake("throttle", &format!("{why}; write \"none\"")));
+        }
         let of_disk = Fields::table(origin, "disk", tree)?;
         let disk = DiskChoice::try_from(of_disk.plain()).map_err(|e| of_disk.blame(&e))?;
         let disk = guest.disk.map(|_| disk);
@@ -227,8 +231,11 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
 
 /// The pages of a guest's RAM that its workload may use; `Err`: the least that the machine needs.
 fn workload_pages(machine: &str, ram: Bytes) -> Result<u64, u64> {
-    let kind = whimbrel_machine::MACHINES.find(machine).expect("the name was looked up in the registry");
-    (kind.build.workload_pages)(ram.0 / PAGE_BYTES)
+    (kind(machine).workload_pages)(ram.0 / PAGE_BYTES)
+}
+
+fn kind(machine: &str) -> &'static whimbrel_machine::machines::Kind {
+    &whimbrel_machine::MACHINES.find(machine).expect("the name was looked up in the registry").build
 }
 
 fn read_link(fields: &Fields<'_>) -> Result<Link, Mistake> {

@@ -30,7 +30,12 @@ pub const ENTRY: Entry<Kind> = Entry {
     summary: "a vCPU is a thread that executes the workload's operations on real memory; needs no KVM",
     parameters: &[],
     source: "Whimbrel",
-    build: Kind { build: |setup| Ok(Arc::new(ThreadMachine::new(setup)?)), workload_pages: Ok, filled_by_host: true },
+    build: Kind {
+        build: |setup| Ok(Arc::new(ThreadMachine::new(setup)?)),
+        workload_pages: Ok,
+        throttles: true,
+        filled_by_host: true,
+    },
 };
 
 /// A machine whose vCPUs are threads of this process.

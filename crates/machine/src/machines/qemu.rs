@@ -1,0 +1,331 @@
+//! The qemu kind: an unmodified QEMU guest that runs Linux, with an agent as init that executes the operations.
+//!
+//! ```text
+//!   this process                                       QEMU, with the preloaded library
+//!     GuestRam ─────── memfd ───────────────────────────► the guest's RAM ──► Linux ──► the agent: a thread machine
+//!     watch (dirty log, missing pages) ◄── userfaultfd ── opened when QEMU maps the memfd
+//!     monitor ◄──────────── QMP ────────────────────────► stop, cont, migrate
+//!     port ◄─────────── virtio-serial ──────────────────► heartbeats, freeze
+//!     drive ◄──────────── NBD ──────────────────────────► /dev/vda
+//! ```
+//!
+//! A pause is QMP's stop: the vCPUs leave guest code, and requests in flight are done. The device state is what QEMU's own
+//! migration sends with `x-ignore-shared`, which leaves the RAM out. So the engine moves pages by whatever strategy into
+//! the memfd of the other QEMU, as it does for any machine.
+
+pub mod accelerator;
+mod command;
+mod drive;
+mod initramfs;
+pub mod kernel;
+mod launch;
+mod port;
+mod process;
+mod qmp;
+mod state;
+pub mod words;
+
+pub use initramfs::INIT;
+
+use crate::clock::monotonic;
+use crate::error::MachineError;
+use crate::machine::{Begin, Machine, MachineSetup, Paused, Progress, Silence, Testimony};
+use crate::machines::Kind;
+use accelerator::Accelerator;
+use drive::Drive;
+use kernel::Kernel;
+use launch::Launched;
+use port::Port;
+use process::Process;
+use qmp::Qmp;
+use serde_json::json;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tempfile::TempDir;
+use whimbrel_memory::GuestRam;
+use whimbrel_model::registry::Entry;
+use whimbrel_model::{Nanos, PAGE_BYTES};
+use words::{Task, ToGuest};
+
+/// How long a guest may take to boot, and to fill its memory: translated, on a host that is busy otherwise.
+const BOOT: Duration = Duration::from_secs(180);
+
+/// How long the agent may take to stop between two operations.
+const FREEZE: Duration = Duration::from_secs(60);
+
+/// How long an event may take that QEMU tells before it answers.
+const EVENT: Duration = Duration::from_secs(10);
+
+/// Pages that Linux and its init need of a guest's RAM: 80 MiB, and a 32nd of all for its tables.
+fn workload_pages(pages: u64) -> Result<u64, u64> {
+    const LINUX: u64 = 80 << 8;
+    const LEAST: u64 = 128 << 8;
+    if pages < LEAST { Err(LEAST) } else { Ok(pages - pages / 32 - LINUX) }
+}
+
+/// The member's entry.
+pub const ENTRY: Entry<Kind> = Entry {
+    name: "qemu",
+    summary: "an unmodified QEMU guest that runs Linux; the operations are executed by an agent in it",
+    parameters: &[],
+    source: "QEMU",
+    build: Kind {
+        build: |setup| Ok(Arc::new(QemuMachine::new(setup)?)),
+        workload_pages,
+        throttles: false,
+        filled_by_host: false,
+    },
+};
+
+/// A guest in a QEMU of its own.
+pub struct QemuMachine {
+    ram: Arc<GuestRam>,
+    accelerator: Accelerator,
+    workload_pages: u64,
+    state: Mutex<State>,
+    failure: Mutex<Option<String>>,
+    port: Port,
+    qmp: Qmp,
+    /// `None` once the machine was stopped.
+    process: Mutex<Option<Process>>,
+    stopped: AtomicBool,
+    // QEMU ends before its disk does, and its folder goes last.
+    _drive: Option<Drive>,
+    folder: TempDir,
+}
+
+/// Where the guest is.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    runs: bool,
+    /// The agent executes operations, or would if the guest ran.
+    executes: bool,
+}
+
+impl QemuMachine {
+    /// Starts QEMU. A new guest is booted and its agent made ready; one that arrives waits for its state.
+    ///
+    /// # Errors
+    /// QEMU, the kernel or the preloaded library is missing or fails; the message says which.
+    pub fn new(setup: MachineSetup) -> Result<Self, MachineError> {
+        setup.check()?;
+        let MachineSetup { begin, ram, disk, shape, seed, recipe, .. } = setup;
+        let bytes = ram.pages() * PAGE_BYTES;
+        if bytes > command::MOST_RAM_BYTES {
+            let most = command::MOST_RAM_BYTES >> 20;
+            return Err(MachineError::Setup(format!("machine qemu takes at most {most} MiB of RAM")));
+        }
+        if begin == Begin::New {
+            // A new guest begins with empty RAM, as on any machine.
+            ram.drop_all()?;
+            ram.populate_host(ram.all())?;
+        }
+        // A view of its own: what watches the RAM watches this QEMU, and ends with it.
+        let view = GuestRam::from_fd(ram.fd().try_clone_to_owned()?, bytes)?;
+        view.populate_host(view.all())?;
+        let kernel = Kernel::find_or_fetch(&|news| eprintln!("whimbrel: {news}"))?;
+        let accelerator = accelerator::choose(&kernel);
+        let shown = command::Shape { begin, ram: &view, vcpus: shape.vcpus, disk: disk.is_some(), accelerator };
+        let Launched { folder, drive, process, port, qmp } = Launched::launch(&kernel, &shown, disk)?;
+        let machine = QemuMachine {
+            ram: Arc::clone(&view),
+            accelerator,
+            workload_pages: shape.pages,
+            state: Mutex::default(),
+            failure: Mutex::default(),
+            port,
+            qmp,
+            process: Mutex::new(Some(process)),
+            stopped: AtomicBool::new(false),
+            _drive: drive,
+            folder,
+        };
+        machine.prepare()?;
+        if begin == Begin::New {
+            machine.boot(&Task { seed, shape, recipe })?;
+        }
+        Ok(machine)
+    }
+
+    /// Sets what QEMU's migration is to do: everything but the RAM, as fast as it can, and tell of it.
+    fn prepare(&self) -> Result<(), MachineError> {
+        let on = |name: &str| json!({ "capability": name, "state": true });
+        let wanted = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
+        self.qmp.execute("migrate-set-capabilities", wanted)?;
+        self.qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 1u64 << 40 }))?;
+        Ok(())
+    }
+
+    fn boot(&self, task: &Task) -> Result<(), MachineError> {
+        let ended = || self.ended();
+        let with_console = |error: MachineError| match self.process().as_ref() {
+            Some(process) => MachineError::Hypervisor(format!("{error}{}", process.last_words(command::CONSOLE))),
+            None => error,
+        };
+        self.lock().runs = true;
+        let available = self.port.wait_here(BOOT, &ended).map_err(with_console)?;
+        if available < task.shape.pages * PAGE_BYTES {
+            let (has, wants) = (available >> 20, task.shape.pages >> 8);
+            return Err(MachineError::Setup(format!("the guest has {has} MiB to give, and {wants} MiB are needed")));
+        }
+        self.port.say(&ToGuest::Begin(task.clone()))?;
+        self.port.wait_ready(BOOT, &ended).map_err(with_console)?;
+        self.halt()?;
+        Ok(())
+    }
+
+    /// Stops the vCPUs; the instant at which the last one left guest code.
+    fn halt(&self) -> Result<Nanos, MachineError> {
+        let mark = self.qmp.mark();
+        self.qmp.execute("stop", json!({}))?;
+        self.lock().runs = false;
+        Ok(self.qmp.wait(mark, EVENT, |event| event.name == "STOP")?.at)
+    }
+
+    fn go_on(&self) -> Result<(), MachineError> {
+        self.qmp.execute("cont", json!({}))?;
+        self.lock().runs = true;
+        Ok(())
+    }
+
+    fn refuse_running(&self, what: &'static str) -> Result<(), MachineError> {
+        if self.lock().runs { Err(MachineError::Running(what)) } else { Ok(()) }
+    }
+
+    /// Why the guest can't go on, if so.
+    fn ended(&self) -> Option<String> {
+        if self.stopped.load(Ordering::SeqCst) {
+            return None;
+        }
+        let ended = self.process().as_ref().and_then(Process::ended);
+        ended.or_else(|| self.qmp.closed().map(|why| format!("QEMU's monitor has closed: {why}")))
+    }
+
+    fn fail(&self, error: &MachineError) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.to_string());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Machine for QemuMachine {
+    fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    fn run(&self) {
+        let State { runs, executes } = *self.lock();
+        let go = || {
+            if !runs {
+                self.go_on()?;
+            }
+            if !executes {
+                self.port.say(&ToGuest::Go)?;
+                self.lock().executes = true;
+            }
+            Ok(())
+        };
+        if let Err(error) = go() {
+            self.fail(&error);
+        }
+    }
+
+    fn pause(&self) -> Paused {
+        let asked = monotonic();
+        let left = if self.lock().runs { self.halt() } else { Ok(asked) };
+        match left {
+            Ok(left) => Paused { asked, left: left.max(asked) },
+            Err(error) => {
+                // A guest that can't be stopped has no QEMU any more.
+                self.fail(&error);
+                self.lock().runs = false;
+                Paused { asked, left: monotonic() }
+            }
+        }
+    }
+
+    fn drain(&self) -> io::Result<()> {
+        // Requests in flight were done when stop had been answered.
+        self.failure().map_or(Ok(()), |why| Err(io::Error::other(why)))
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>, MachineError> {
+        self.refuse_running("the device state can't be saved")?;
+        let process = self.process();
+        let process = process.as_ref().ok_or_else(|| MachineError::Hypervisor("QEMU was ended".to_owned()))?;
+        state::save(&self.qmp, process, self.folder.path())
+    }
+
+    fn load_state(&self, state: &[u8]) -> Result<(), MachineError> {
+        self.refuse_running("no device state can be taken up")?;
+        state::load(&self.qmp, self.folder.path(), state)?;
+        self.lock().executes = true;
+        Ok(())
+    }
+
+    fn testimony(&self, frozen: bool) -> Result<Option<Testimony>, MachineError> {
+        self.refuse_running("the guest can't be heard")?;
+        if frozen {
+            return Ok(None);
+        }
+        self.go_on()?;
+        let frozen = self.port.freeze(FREEZE, &|| self.ended());
+        self.halt()?;
+        let (state, runs) = frozen?;
+        self.lock().executes = false;
+        let frames = words::spread(&runs, self.workload_pages, self.ram.pages())?;
+        Ok(Some(Testimony { state: state.into_bytes(), frames: Some(frames) }))
+    }
+
+    fn accelerator(&self) -> &'static str {
+        self.accelerator.name()
+    }
+
+    fn cpu_ns(&self) -> u64 {
+        self.process().as_ref().and_then(Process::cpu_ns).unwrap_or(0)
+    }
+
+    fn throttle(&self, _: f64) {}
+
+    fn throttled_ns(&self) -> u64 {
+        0
+    }
+
+    fn progress(&self) -> Progress {
+        self.port.progress()
+    }
+
+    fn silence(&self) -> Silence {
+        self.port.silence()
+    }
+
+    fn reset_silence(&self) {
+        self.port.reset_silence();
+    }
+
+    fn failure(&self) -> Option<String> {
+        let known = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.or_else(|| self.port.failed()).or_else(|| self.ended())
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        let process = self.process().take();
+        drop(process);
+        self.lock().runs = false;
+    }
+}
+
+impl Drop for QemuMachine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,83 @@
+//! From a command line to a QEMU whose RAM is watched and whose monitor and port are open.
+
+use super::command::{self, Shape};
+use super::drive::Drive;
+use super::kernel::Kernel;
+use super::port::Port;
+use super::process::{self, Process};
+use super::qmp::Qmp;
+use crate::error::MachineError;
+use rustix::fd::OwnedFd;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use whimbrel_disk::GuestDisk;
+use whimbrel_memory::GuestRam;
+use whimbrel_memory::watch::Watch;
+use whimbrel_model::PAGE_BYTES;
+
+/// How long QEMU may take to start and to connect.
+const START: Duration = Duration::from_secs(30);
+
+/// A QEMU that was started.
+pub(super) struct Launched {
+    // QEMU ends before its disk does, and its folder goes last.
+    pub(super) process: Process,
+    pub(super) port: Port,
+    pub(super) qmp: Qmp,
+    pub(super) drive: Option<Drive>,
+    pub(super) folder: TempDir,
+}
+
+impl Launched {
+    /// Starts a QEMU of this shape.
+    ///
+    /// # Errors
+    /// QEMU or the preloaded library is missing or fails; the message says which.
+    pub(super) fn launch(
+        kernel: &Kernel,
+        shape: &Shape<'_>,
+        disk: Option<Arc<dyn GuestDisk>>,
+    ) -> Result<Self, MachineError> {
+        let folder = process::folder()?;
+        let listen = |name: &str| UnixListener::bind(folder.path().join(name));
+        let (monitor, guest_port, tell) =
+            (listen(command::MONITOR)?, listen(command::GUEST_PORT)?, listen(command::TELL)?);
+        let drive = disk.map(|disk| Drive::serve(&folder.path().join(command::DISK), disk)).transpose()?;
+        let process = Process::start(command::command(folder.path(), kernel, shape)?, folder.path())?;
+        watch(shape.ram, &process, &tell)?;
+        let port = Port::over(process.accept(&guest_port, START)?, shape.vcpus)?;
+        let qmp = Qmp::over(process.accept(&monitor, START)?)?;
+        Ok(Launched { process, port, qmp, drive, folder })
+    }
+}
+
+/// Hears where QEMU has mapped the RAM, and takes a copy of the userfaultfd that was opened there.
+fn watch(ram: &GuestRam, process: &Process, tell: &UnixListener) -> Result<(), MachineError> {
+    let hypervisor = MachineError::Hypervisor;
+    let unheard = |error: MachineError| {
+        hypervisor(format!("the library preloaded into QEMU did not speak, so its RAM can't be watched: {error}"))
+    };
+    let stream = process.accept(tell, START).map_err(unheard)?;
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line)?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let numbers: Vec<u64> = words.iter().skip(1).filter_map(|word| word.parse().ok()).collect();
+    match (words.first().copied(), &numbers[..]) {
+        (Some("ram"), [address, bytes, number]) if *bytes == ram.pages() * PAGE_BYTES => {
+            let denied =
+                |error| hypervisor(format!("QEMU's userfaultfd can't be had; it takes ptrace's rights: {error}"));
+            let uffd: OwnedFd = process.descriptor(*number as i32).map_err(denied)?;
+            ram.watch_by(Watch::outside(process.id(), *address, ram.pages(), uffd)?)?;
+        }
+        (Some("error"), _) => {
+            let why = line.trim().trim_start_matches("error ").to_owned();
+            let help = "root, /dev/userfaultfd or vm.unprivileged_userfaultfd=1, and no sandbox that forbids it";
+            return Err(hypervisor(format!("QEMU may not open a userfaultfd: {why}; it takes {help}")));
+        }
+        _ => return Err(hypervisor(format!("the library preloaded into QEMU said {line:?}"))),
+    }
+    Ok((&stream).write_all(b"\n")?)
+}

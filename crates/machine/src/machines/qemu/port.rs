@@ -1,0 +1,193 @@
+//! The host's end of the guest's port: hears the agent in the guest, and stamps its heartbeats by the host's clock.
+
+use super::words::{FromGuest, ToGuest, hear, line};
+use crate::clock::monotonic;
+use crate::error::MachineError;
+use crate::machine::{Progress, Silence};
+use std::io::{BufReader, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use whimbrel_model::Nanos;
+
+/// How often a wait looks whether it should be given up.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+#[derive(Default)]
+struct Heard {
+    here: Option<u64>,
+    ready: bool,
+    frozen: Option<(String, Vec<(u64, u64)>)>,
+    failed: Option<String>,
+    progress: Progress,
+    longest_ns: u64,
+    first: Nanos,
+    last: Nanos,
+}
+
+#[derive(Default)]
+struct Shared {
+    heard: Mutex<Heard>,
+    changed: Condvar,
+}
+
+/// The connection to the agent in the guest.
+pub(super) struct Port {
+    stream: UnixStream,
+    shared: Arc<Shared>,
+    vcpus: usize,
+}
+
+impl Port {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// There are no more threads or descriptors.
+    pub(super) fn over(stream: UnixStream, vcpus: u32) -> Result<Self, MachineError> {
+        let shared = Arc::new(Shared::default());
+        let told = Arc::clone(&shared);
+        let reader = BufReader::new(stream.try_clone()?);
+        std::thread::Builder::new()
+            .name("guest-port".to_owned())
+            .spawn(move || listen(reader, &told))
+            .map_err(MachineError::Thread)?;
+        Ok(Port { stream, shared, vcpus: vcpus as usize })
+    }
+
+    /// Says something to the agent.
+    ///
+    /// # Errors
+    /// QEMU has closed the port.
+    pub(super) fn say(&self, words: &ToGuest) -> Result<(), MachineError> {
+        Ok((&self.stream).write_all(&line(words))?)
+    }
+
+    /// Waits for the agent's first word: the memory that the guest could give, in bytes.
+    pub(super) fn wait_here(
+        &self,
+        patience: Duration,
+        ended: &dyn Fn() -> Option<String>,
+    ) -> Result<u64, MachineError> {
+        self.wait("to start", patience, ended, |heard| heard.here)
+    }
+
+    /// Waits until all is ready for operation 0.
+    pub(super) fn wait_ready(
+        &self,
+        patience: Duration,
+        ended: &dyn Fn() -> Option<String>,
+    ) -> Result<(), MachineError> {
+        self.wait("to be ready", patience, ended, |heard| heard.ready.then_some(()))
+    }
+
+    /// Has the agent stop between two operations: its vCPUs, and where the workload's pages lie.
+    pub(super) fn freeze(
+        &self,
+        patience: Duration,
+        ended: &dyn Fn() -> Option<String>,
+    ) -> Result<(String, Vec<(u64, u64)>), MachineError> {
+        self.heard().frozen = None;
+        self.say(&ToGuest::Freeze)?;
+        self.wait("to stop between two operations", patience, ended, |heard| heard.frozen.take())
+    }
+
+    fn wait<T>(
+        &self,
+        what: &str,
+        patience: Duration,
+        ended: &dyn Fn() -> Option<String>,
+        mut pick: impl FnMut(&mut Heard) -> Option<T>,
+    ) -> Result<T, MachineError> {
+        let end = Instant::now() + patience;
+        loop {
+            let mut heard = self.heard();
+            if let Some(picked) = pick(&mut heard) {
+                return Ok(picked);
+            }
+            if let Some(why) = heard.failed.clone().or_else(ended) {
+                return Err(MachineError::Hypervisor(why));
+            }
+            if Instant::now() >= end {
+                let why = format!("the guest's agent took longer than {} s {what}", patience.as_secs());
+                return Err(MachineError::Hypervisor(why));
+            }
+            drop(self.shared.changed.wait_timeout(heard, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// How far the guest was at its last heartbeat.
+    pub(super) fn progress(&self) -> Progress {
+        let progress = self.heard().progress.clone();
+        if progress.operations.is_empty() { Progress { operations: vec![0; self.vcpus], ..progress } } else { progress }
+    }
+
+    /// The heartbeats as they were heard. They are the agent's: each vCPU gets the same.
+    pub(super) fn silence(&self) -> Silence {
+        let heard = self.heard();
+        Silence {
+            longest_ns: heard.longest_ns,
+            first_beats: vec![heard.first; self.vcpus],
+            last_beats: vec![heard.last; self.vcpus],
+        }
+    }
+
+    /// Forgets the longest silence and the first heartbeat.
+    pub(super) fn reset_silence(&self) {
+        let mut heard = self.heard();
+        heard.longest_ns = 0;
+        heard.first = Nanos(0);
+    }
+
+    /// Why the agent can't go on, if so.
+    pub(super) fn failed(&self) -> Option<String> {
+        self.heard().failed.clone()
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        // The listener ends at this; QEMU may have ended it already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+fn listen(mut reader: BufReader<UnixStream>, shared: &Shared) {
+    loop {
+        let word = hear::<FromGuest>(&mut reader);
+        let now = monotonic();
+        let mut heard = shared.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut over = false;
+        match word {
+            Ok(Some(FromGuest::Here { available_bytes })) => heard.here = Some(available_bytes),
+            Ok(Some(FromGuest::Ready)) => heard.ready = true,
+            Ok(Some(FromGuest::Beat { units, operations, .. })) => {
+                if heard.last.0 != 0 {
+                    heard.longest_ns = heard.longest_ns.max(now.since(heard.last).0);
+                }
+                if heard.first.0 == 0 {
+                    heard.first = now;
+                }
+                heard.last = now;
+                heard.progress = Progress { units, operations };
+            }
+            Ok(Some(FromGuest::Frozen { state, frames })) => heard.frozen = Some((state, frames)),
+            Ok(Some(FromGuest::Failed { why })) => heard.failed = Some(format!("the guest's agent: {why}")),
+            // QEMU's own end is told of by its monitor.
+            Ok(None) => over = true,
+            Err(error) => {
+                heard.failed = Some(format!("the guest's port: {error}"));
+                over = true;
+            }
+        }
+        drop(heard);
+        shared.changed.notify_all();
+        if over {
+            return;
+        }
+    }
+}

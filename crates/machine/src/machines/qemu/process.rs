@@ -1,0 +1,149 @@
+//! The QEMU process: started, told from its end, and ended; with a private folder for its sockets.
+
+use crate::error::MachineError;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How often an awaited connection and QEMU's end are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Bytes of a log that a message shows.
+const SHOWN: usize = 600;
+
+/// A folder that only this user can enter, for one QEMU.
+pub(super) fn folder() -> Result<TempDir, MachineError> {
+    // Mode 0700 is tempfile's own. Short: a socket's path has at most 107 bytes.
+    Ok(tempfile::Builder::new().prefix("whimbrel-q").tempdir()?)
+}
+
+/// A QEMU that was started.
+pub(super) struct Process {
+    pid: Pid,
+    pidfd: OwnedFd,
+    exited: Arc<Mutex<Option<io::Result<ExitStatus>>>>,
+    keeper: Option<JoinHandle<()>>,
+    folder: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; what it writes goes to the folder.
+    ///
+    /// # Errors
+    /// The program can't be started.
+    pub(super) fn start(mut command: Command, folder: &Path) -> Result<Self, MachineError> {
+        let log = std::fs::File::create(folder.join("qemu.log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let exited = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&exited);
+        let (started, outcome) = channel();
+        // The kernel ends QEMU with the thread that started it: this one waits for QEMU, and so lives as long.
+        let keep = move || match command.spawn() {
+            Err(error) => drop(started.send(Err((error, command.get_program().to_owned())))),
+            Ok(mut child) => {
+                drop(started.send(Ok(child.id())));
+                let status = child.wait();
+                *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+            }
+        };
+        let keeper = std::thread::Builder::new().name("qemu".to_owned()).spawn(keep).map_err(MachineError::Thread)?;
+        let pid = match outcome.recv() {
+            Ok(Ok(id)) => Pid::from_raw(id as i32).ok_or_else(|| MachineError::Hypervisor("no process".to_owned()))?,
+            Ok(Err((error, program))) => {
+                let program = program.display();
+                return Err(MachineError::Hypervisor(format!("{program} can't be started: {error}")));
+            }
+            Err(_) => return Err(MachineError::Hypervisor("QEMU's keeper panicked".to_owned())),
+        };
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)?;
+        Ok(Process { pid, pidfd, exited, keeper: Some(keeper), folder: folder.to_owned() })
+    }
+
+    /// Its number.
+    pub(super) fn id(&self) -> u32 {
+        self.pid.as_raw_pid().cast_unsigned()
+    }
+
+    /// A copy of one of its descriptors.
+    ///
+    /// # Errors
+    /// It has no such descriptor, or this process may not trace it.
+    pub(super) fn descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        Ok(pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty())?)
+    }
+
+    /// How it ended, with the last of what it said; `None` while it runs.
+    pub(super) fn ended(&self) -> Option<String> {
+        let exited = self.exited.lock().unwrap_or_else(PoisonError::into_inner);
+        let how = match exited.as_ref()? {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        Some(format!("QEMU has ended ({how}){}", self.last_words("qemu.log")))
+    }
+
+    /// The end of one of the logs in the folder, for a message.
+    pub(super) fn last_words(&self, log: &str) -> String {
+        let bytes = std::fs::read(self.folder.join(log)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(SHOWN)..]).trim().to_owned();
+        if text.is_empty() { text } else { format!("; {log} ends: {text}") }
+    }
+
+    /// Waits until QEMU connects to `listener`.
+    ///
+    /// # Errors
+    /// QEMU has ended, or doesn't connect in time.
+    pub(super) fn accept(&self, listener: &UnixListener, patience: Duration) -> Result<UnixStream, MachineError> {
+        let end = Instant::now() + patience;
+        listener.set_nonblocking(true)?;
+        let wait = Timespec { tv_sec: 0, tv_nsec: LOOK_EVERY.subsec_nanos().into() };
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    return Ok(stream);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(how) = self.ended() {
+                return Err(MachineError::Hypervisor(how));
+            }
+            if Instant::now() >= end {
+                return Err(MachineError::Hypervisor(format!("QEMU did not connect within {} s", patience.as_secs())));
+            }
+            // An error shows again at the next accept.
+            let _ = rustix::event::poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&wait));
+        }
+    }
+
+    /// CPU time of it so far, in nanoseconds.
+    pub(super) fn cpu_ns(&self) -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
+        // The name may hold anything; after it come fields 3 and on: user and system time are 14 and 15, in ticks.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+        Some(ticks * (1_000_000_000 / rustix::param::clock_ticks_per_second().max(1)))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        if let Some(keeper) = self.keeper.take() {
+            // What panics there has said so.
+            let _ = keeper.join();
+        }
+    }
+}

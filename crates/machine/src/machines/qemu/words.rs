@@ -1,0 +1,141 @@
+//! What the host and the agent in the guest say to each other over the guest's virtio-serial port: JSON, a line each.
+
+use crate::error::MachineError;
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, Read};
+use whimbrel_model::stream::Shape;
+
+/// The port's name.
+pub const PORT: &str = "whimbrel";
+
+/// The longest line. The other side may be anything.
+const LONGEST_LINE: u64 = 64 << 20;
+
+/// What the agent is to execute.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// The seed of all that is written.
+    pub seed: u64,
+    /// The guest's size as its workload sees it.
+    pub shape: Shape,
+    /// What the streams are made of, in JSON.
+    pub recipe: String,
+}
+
+/// Said by the host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToGuest {
+    /// Take memory, fill it, and be ready; said once.
+    Begin(Task),
+    /// Execute, or go on.
+    Go,
+    /// Stop between two operations, and say [`FromGuest::Frozen`].
+    Freeze,
+}
+
+/// Said by the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromGuest {
+    /// The agent runs; nothing has begun.
+    Here {
+        /// Memory that the guest could give, in bytes.
+        available_bytes: u64,
+    },
+    /// All is ready for operation 0.
+    Ready,
+    /// A heartbeat, every [`BEAT_NS`].
+    Beat {
+        /// The guest's own monotonic clock.
+        clock_ns: u64,
+        /// Work done so far.
+        units: u64,
+        /// Operations completed, one count a vCPU.
+        operations: Vec<u64>,
+    },
+    /// It has stopped between two operations.
+    Frozen {
+        /// The vCPUs, as [`crate::SavedState`] has them.
+        state: String,
+        /// Where the workload's pages lie: runs of frames of guest-physical memory, in the order of the pages.
+        frames: Vec<(u64, u64)>,
+    },
+    /// It can't go on.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Between two heartbeats.
+pub const BEAT_NS: u64 = 5_000_000;
+
+/// One line of either side.
+///
+/// # Panics
+/// Never: what is said is numbers, texts and lists of them.
+pub fn line(words: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(words).expect("words are numbers and texts");
+    line.push(b'\n');
+    line
+}
+
+/// The next thing that the other side says; `None` at its end.
+///
+/// # Errors
+/// The stream failed, or the line is too long or no word of this protocol.
+pub fn hear<T: serde::de::DeserializeOwned>(stream: &mut impl BufRead) -> io::Result<Option<T>> {
+    let mut line = Vec::new();
+    let bytes = stream.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+    if bytes == 0 {
+        return Ok(None);
+    }
+    if line.last() != Some(&b'\n') {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a line without an end"));
+    }
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+/// The frames of the pages, of so many, from runs that a guest gave; each frame lies below `limit`.
+///
+/// # Errors
+/// The runs are not so many pages, or leave the guest's memory.
+pub fn spread(runs: &[(u64, u64)], pages: u64, limit: u64) -> Result<Vec<u64>, MachineError> {
+    let wrong = |why: &str| MachineError::State(format!("the guest's agent gave its pages wrongly: {why}"));
+    let mut frames = Vec::new();
+    for &(first, count) in runs {
+        let end = first.checked_add(count).filter(|end| *end <= limit);
+        let end = end.ok_or_else(|| wrong("a frame lies outside the guest's memory"))?;
+        if frames.len() as u64 + count > pages {
+            return Err(wrong("there are too many"));
+        }
+        frames.extend(first..end);
+    }
+    if frames.len() as u64 == pages { Ok(frames) } else { Err(wrong("there are too few")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard() {
+        let said = [FromGuest::Ready, FromGuest::Beat { clock_ns: 7, units: 3, operations: vec![1, 2] }];
+        let bytes: Vec<u8> = said.iter().flat_map(line).collect();
+        let mut stream = bytes.as_slice();
+        assert_eq!(hear(&mut stream).unwrap(), Some(said[0].clone()));
+        assert_eq!(hear(&mut stream).unwrap(), Some(said[1].clone()));
+        assert_eq!(hear::<FromGuest>(&mut stream).unwrap(), None);
+        assert!(hear::<FromGuest>(&mut &b"{\"ready\""[..]).is_err());
+        assert!(hear::<FromGuest>(&mut &b"nonsense\n"[..]).is_err());
+    }
+
+    #[test]
+    fn a_guests_frames_are_checked() {
+        assert_eq!(spread(&[(5, 2), (1, 1)], 3, 7).unwrap(), [5, 6, 1]);
+        for runs in [&[(5, 2)][..], &[(5, 4)], &[(6, 2), (0, 1)], &[(u64::MAX, 2), (0, 1)]] {
+            assert!(spread(runs, 3, 7).is_err(), "{runs:?}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Preloaded into QEMU: when QEMU maps the guest's RAM, a userfaultfd is opened for QEMU's memory, and whoever started
+//! QEMU is told its number and where the RAM lies.
+//!
+//! With that a program outside can log the guest's writes and serve its missing pages, and QEMU is as its distribution
+//! built it. Nothing else is changed: every call goes on to the kernel as it came.
+//!
+//! | variable | what |
+//! |---|---|
+//! | `WHIMBREL_RAM` | device and inode of the memory object, as `DEV:INODE` |
+//! | `WHIMBREL_SOCKET` | the path of a listening socket |
+//!
+//! Said over the socket, one line: `ram ADDRESS BYTES DESCRIPTOR`, in decimal, or `error WHY`. An answer of one byte is
+//! waited for, so that the other side can take a copy of the descriptor (pidfd_getfd) before anything is written to RAM.
+//!
+//! This file depends on nothing but the standard library: the machine's build script compiles it, and the program
+//! carries the result along.
+
+use std::ffi::{c_int, c_long, c_ulong, c_void};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+
+const SYS_MMAP: c_long = 9;
+const SYS_USERFAULTFD: c_long = 323;
+const MAP_SHARED: c_int = 1;
+const MAP_FAILED: *mut c_void = -1isize as *mut c_void;
+const CLOEXEC_NONBLOCK: c_int = 0o2000000 | 0o4000;
+const USER_MODE_ONLY: c_int = 1;
+/// `USERFAULTFD_IOC_NEW`.
+const IOC_NEW: c_ulong = 0xaa00;
+const PR_SET_PDEATHSIG: c_int = 1;
+const SIGKILL: c_ulong = 9;
+
+unsafe extern "C" {
+    fn syscall(number: c_long, ...) -> c_long;
+    fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
+    fn prctl(option: c_int, ...) -> c_int;
+}
+
+/// Run when the library is loaded.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEGIN: extern "C" fn() = begin;
+
+/// A guest whose host is gone must not run on.
+extern "C" fn begin() {
+    // SAFETY: the option takes one number, and changes nothing but what happens when the parent ends.
+    unsafe { prctl(PR_SET_PDEATHSIG, SIGKILL) };
+}
+
+/// As the C library's.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmap(
+    address: *mut c_void,
+    length: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
+    // SAFETY: the caller's promise, passed on.
+    let mapped = unsafe { syscall(SYS_MMAP, address, length, protection, flags, fd, offset) } as *mut c_void;
+    if mapped != MAP_FAILED && fd >= 0 && flags & MAP_SHARED != 0 && offset == 0 && is_ram(fd) {
+        tell(mapped as usize, length);
+    }
+    mapped
+}
+
+/// As the C library's, which on this processor is the same call.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmap64(
+    address: *mut c_void,
+    length: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { mmap(address, length, protection, flags, fd, offset) }
+}
+
+/// Whether the descriptor is of the guest's RAM.
+fn is_ram(fd: c_int) -> bool {
+    let Ok(ram) = std::env::var("WHIMBREL_RAM") else { return false };
+    let found = std::fs::metadata(format!("/proc/self/fd/{fd}"));
+    found.is_ok_and(|found| format!("{}:{}", found.dev(), found.ino()) == ram)
+}
+
+/// Tells where the RAM is mapped. Whoever isn't told, or can't listen, will not let the guest run.
+fn tell(address: usize, length: usize) {
+    let Some(mut socket) = std::env::var_os("WHIMBREL_SOCKET").and_then(|path| UnixStream::connect(path).ok()) else {
+        return;
+    };
+    let line = match open_userfaultfd() {
+        Ok(fd) => format!("ram {address} {length} {fd}\n"),
+        Err(error) => format!("error {error}\n"),
+    };
+    if socket.write_all(line.as_bytes()).is_ok() {
+        // Its end is an answer too.
+        let _ = socket.read(&mut [0]);
+    }
+}
+
+/// Opens a userfaultfd by the way that can do most. It stays open as long as QEMU runs.
+fn open_userfaultfd() -> io::Result<c_int> {
+    let call = |flags: c_int| {
+        // SAFETY: the call takes a number and answers a new descriptor or -1.
+        let answer = unsafe { syscall(SYS_USERFAULTFD, flags) } as c_int;
+        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+    };
+    let device = || {
+        let node: File = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd")?;
+        // SAFETY: the request takes a number and answers a new descriptor or -1.
+        let answer = unsafe { ioctl(node.as_raw_fd(), IOC_NEW, CLOEXEC_NONBLOCK) };
+        drop(node);
+        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+    };
+    call(CLOEXEC_NONBLOCK).or_else(|refused| {
+        device().or_else(|_| call(CLOEXEC_NONBLOCK | USER_MODE_ONLY)).map_err(|_: io::Error| refused)
+    })
+}
