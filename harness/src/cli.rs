@@ -78,6 +78,12 @@ pub enum Command {
         #[command(subcommand)]
         command: EnergyCommand,
     },
+    /// Prepare guests of machine qemu
+    Guest {
+        /// What to prepare.
+        #[command(subcommand)]
+        command: GuestCommand,
+    },
     /// Print a completion script
     Completions {
         /// For which shell
@@ -157,6 +163,13 @@ pub struct MeterPlace {
 /// A duration as an experiment file has it: `2 s`, `300 ms`.
 fn duration(text: &str) -> Result<Duration, whimbrel_model::quantity::QuantityError> {
     whimbrel_model::quantity::duration(text).map(Duration::from)
+}
+
+/// What `whimbrel guest` can do.
+#[derive(Debug, Subcommand)]
+pub enum GuestCommand {
+    /// Find the guest's kernel, or fetch its package into the cache; a run does it by itself
+    Fetch,
 }
 
 /// How to run an experiment.

@@ -3,12 +3,13 @@
 mod doctor;
 mod energy;
 mod explain;
+mod guest;
 mod host;
 mod list;
 mod nbd;
 mod run;
 
-use crate::cli::{Cli, Command, NbdCommand};
+use crate::cli::{Cli, Command, GuestCommand, NbdCommand};
 use crate::interrupt::Interrupt;
 use crate::{BadInput, status};
 use anyhow::Context;
@@ -31,6 +32,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Some(Command::Doctor { json }) => doctor::doctor(json),
         Some(Command::Nbd { command: NbdCommand::Serve { image, listen } }) => nbd::serve(&image, &listen),
         Some(Command::Energy { command }) => energy::energy(command),
+        Some(Command::Guest { command: GuestCommand::Fetch }) => guest::fetch(),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "whimbrel", &mut script);

@@ -9,15 +9,15 @@
 //! | `WHIMBREL_RAM` | device and inode of the memory object, as `DEV:INODE` |
 //! | `WHIMBREL_SOCKET` | the path of a listening socket |
 //!
-//! Said over the socket, one line: `ram ADDRESS BYTES DESCRIPTOR`, in decimal, or `error WHY`. An answer of one byte is
-//! waited for, so that the other side can take a copy of the descriptor (pidfd_getfd) before anything is written to RAM.
+//! Said over the socket, one line: `ram ADDRESS BYTES DESCRIPTOR`, in decimal, or `error WHY`. The other side takes a copy
+//! of the descriptor by pidfd_getfd.
 //!
 //! This file depends on nothing but the standard library: the machine's build script compiles it, and the program
 //! carries the result along.
 
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -104,10 +104,8 @@ fn tell(address: usize, length: usize) {
         Ok(fd) => format!("ram {address} {length} {fd}\n"),
         Err(error) => format!("error {error}\n"),
     };
-    if socket.write_all(line.as_bytes()).is_ok() {
-        // Its end is an answer too.
-        let _ = socket.read(&mut [0]);
-    }
+    // Whoever has gone away needs no word.
+    let _ = socket.write_all(line.as_bytes());
 }
 
 /// Opens a userfaultfd by the way that can do most. It stays open as long as QEMU runs.

@@ -5,6 +5,7 @@ use crate::folder::json;
 use crate::status;
 use serde::Serialize;
 use std::path::Path;
+use whimbrel_machine::machines::qemu;
 use whimbrel_model::Bytes;
 
 /// Below this, the quickstart's two hosts don't fit.
@@ -47,7 +48,7 @@ fn findings() -> Vec<Finding> {
         remedy: f.remedy,
     });
     let mut findings: Vec<Finding> = kernel.collect();
-    findings.extend([memory(), disk(&std::env::temp_dir()), kvm()]);
+    findings.extend([memory(), disk(&std::env::temp_dir()), qemu(), guest_kernel(), kvm()]);
     findings.extend(meters());
     for (program, package) in [
         ("qemu-img", "qemu-utils"),
@@ -80,11 +81,32 @@ fn disk(folder: &Path) -> Finding {
     Finding { name: "disk space".to_owned(), ok, needed: true, detail, remedy }
 }
 
+fn qemu() -> Finding {
+    let (ok, detail, remedy) = match qemu::version() {
+        Ok(version) => (true, version, String::new()),
+        Err(error) => (false, error.to_string(), "install qemu-system-x86; only machine qemu needs it".to_owned()),
+    };
+    Finding { name: "QEMU".to_owned(), ok, needed: false, detail, remedy }
+}
+
+fn guest_kernel() -> Finding {
+    let (ok, detail, remedy) = match qemu::kernel::Kernel::here() {
+        Some(kernel) => (true, kernel.image.display().to_string(), ""),
+        None => (false, "not here yet".to_owned(), "whimbrel guest fetch, or the first run with machine qemu"),
+    };
+    Finding { name: "guest kernel".to_owned(), ok, needed: false, detail, remedy: remedy.to_owned() }
+}
+
 fn kvm() -> Finding {
     let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
-    let (ok, detail, remedy) = match opened {
-        Ok(_) => (true, "/dev/kvm opens".to_owned(), String::new()),
-        Err(e) => (false, format!("/dev/kvm: {e}"), "only machines that use KVM need it".to_owned()),
+    let booted = qemu::accelerator::known_of_kvm();
+    let (ok, detail, remedy) = match (opened, booted) {
+        (Ok(_), Some(word)) if word == "works" => (true, "a guest has booted under it".to_owned(), String::new()),
+        (Ok(_), Some(why)) => {
+            (false, format!("a guest did not boot under it: {why}"), "qemu guests use tcg".to_owned())
+        }
+        (Ok(_), None) => (true, "/dev/kvm opens; the first qemu guest will try it".to_owned(), String::new()),
+        (Err(e), _) => (false, format!("/dev/kvm: {e}"), "only machines that use KVM need it".to_owned()),
     };
     Finding { name: "KVM".to_owned(), ok, needed: false, detail, remedy }
 }

@@ -79,6 +79,17 @@ pub const ENTRY: Entry<Kind> = Entry {
     },
 };
 
+/// The version of the QEMU that guests would run in, as it gives it.
+///
+/// # Errors
+/// It can't be run.
+pub fn version() -> Result<String, MachineError> {
+    let output = std::process::Command::new(command::QEMU).arg("--version").output();
+    let output = output.map_err(|error| MachineError::Hypervisor(format!("{}: {error}", command::QEMU)))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or_default().trim_start_matches("QEMU emulator version ").to_owned())
+}
+
 /// A guest in a QEMU of its own.
 pub struct QemuMachine {
     ram: Arc<GuestRam>,

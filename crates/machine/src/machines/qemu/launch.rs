@@ -8,7 +8,8 @@ use super::process::{self, Process};
 use super::qmp::Qmp;
 use crate::error::MachineError;
 use rustix::fd::OwnedFd;
-use std::io::{BufRead, BufReader, Write};
+use serde_json::json;
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,9 +48,11 @@ impl Launched {
             (listen(command::MONITOR)?, listen(command::GUEST_PORT)?, listen(command::TELL)?);
         let drive = disk.map(|disk| Drive::serve(&folder.path().join(command::DISK), disk)).transpose()?;
         let process = Process::start(command::command(folder.path(), kernel, shape)?, folder.path())?;
-        watch(shape.ram, &process, &tell)?;
-        let port = Port::over(process.accept(&guest_port, START)?, shape.vcpus)?;
         let qmp = Qmp::over(process.accept(&monitor, START)?)?;
+        // Answered by the main loop: the machine is made by then, and its RAM mapped.
+        qmp.execute("query-status", json!({})).map_err(|error| process.blame(error))?;
+        let port = Port::over(process.accept(&guest_port, START)?, shape.vcpus)?;
+        watch(shape.ram, &process, &tell)?;
         Ok(Launched { process, port, qmp, drive, folder })
     }
 }
@@ -57,10 +60,11 @@ impl Launched {
 /// Hears where QEMU has mapped the RAM, and takes a copy of the userfaultfd that was opened there.
 fn watch(ram: &GuestRam, process: &Process, tell: &UnixListener) -> Result<(), MachineError> {
     let hypervisor = MachineError::Hypervisor;
-    let unheard = |error: MachineError| {
-        hypervisor(format!("the library preloaded into QEMU did not speak, so its RAM can't be watched: {error}"))
+    let unheard = |_| {
+        let why = "the library preloaded into QEMU did not speak, so the guest's RAM can't be watched";
+        hypervisor(format!("{why}; a program that is set-user-id or linked statically preloads nothing"))
     };
-    let stream = process.accept(tell, START).map_err(unheard)?;
+    let stream = process.accept(tell, Duration::ZERO).map_err(unheard)?;
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
     let words: Vec<&str> = line.split_whitespace().collect();
@@ -79,5 +83,5 @@ fn watch(ram: &GuestRam, process: &Process, tell: &UnixListener) -> Result<(), M
         }
         _ => return Err(hypervisor(format!("the library preloaded into QEMU said {line:?}"))),
     }
-    Ok((&stream).write_all(b"\n")?)
+    Ok(())
 }

@@ -18,6 +18,9 @@ use tempfile::TempDir;
 /// How often an awaited connection and QEMU's end are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// How long a QEMU that has closed its monitor may take to end.
+const ENDING: Duration = Duration::from_secs(2);
+
 /// Bytes of a log that a message shows.
 const SHOWN: usize = 600;
 
@@ -90,6 +93,18 @@ impl Process {
             Err(error) => error.to_string(),
         };
         Some(format!("QEMU has ended ({how}){}", self.last_words("qemu.log")))
+    }
+
+    /// What a failure was really: where QEMU has ended, or is about to, that.
+    pub(super) fn blame(&self, error: MachineError) -> MachineError {
+        let end = Instant::now() + ENDING;
+        while Instant::now() < end {
+            if let Some(how) = self.ended() {
+                return MachineError::Hypervisor(how);
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        error
     }
 
     /// The end of one of the logs in the folder, for a message.
