@@ -19,6 +19,7 @@
 //! - *Order, end and failure.* Bytes arrive in order. An end of writing arrives after all bytes before it. If the
 //!   connection fails, reading fails and writing gives `BrokenPipe`, in the relayed form too.
 //! - *Sever.* A [`Severer`] cuts the connection for fault tests: what the relay holds is lost.
+//! - *Silence.* A link that loses every packet and closes nothing fails after [`SILENCE`].
 //!
 //! Sockets have `TCP_NODELAY` and keep the kernel's own sizing of their buffers: it grows as far as the machine allows,
 //! where a fixed size would be cut to a bound that is smaller.
@@ -258,10 +259,16 @@ impl Severer {
     }
 }
 
-/// A dead host is noticed after about 20 s although nothing is sent: 10 s of silence, then 5 probes.
+/// How long a link may be silent: packets lost and nothing closed. A stall of half a minute is lived through; a host that is
+/// gone ends a move within twice that.
+pub const SILENCE: Duration = Duration::from_secs(60);
+
+/// A silent link is noticed whether or not anything is on its way: what is sent must be acknowledged in [`SILENCE`], and
+/// where nothing is sent, after half of it six probes are.
 fn set_options(tcp: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
-    let probes = TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(2));
-    socket.set_tcp_keepalive(&probes.with_retries(5))
+    socket.set_tcp_user_timeout(Some(SILENCE))?;
+    let probes = TcpKeepalive::new().with_time(SILENCE / 2).with_interval(SILENCE / 12);
+    socket.set_tcp_keepalive(&probes.with_retries(6))
 }
