@@ -158,7 +158,7 @@ fn two_guests_move_at_once() {
     let trips: Vec<_> = std::thread::scope(|scope| {
         let prepared: Vec<_> = plans.iter().map(|plan| Prepared::new(&hosts, plan).unwrap()).collect();
         let moving: Vec<_> = prepared.into_iter().map(|p| scope.spawn(|| p.run(None, &mut |_| {}))).collect();
-        moving.into_iter().map(|m| m.join().unwrap().unwrap().remove(0)).collect()
+        moving.into_iter().map(|m| m.join().unwrap().remove(0)).collect()
     });
     for trip in trips {
         let report = Report::from_events(&trip.events, &trip.facts);
@@ -235,4 +235,27 @@ fn a_guest_on_its_way_is_not_moved_again() {
     assert!(reason.contains("left"), "{reason}");
     assert!(here.refused(&Command::Run {}).contains("left"));
     judged(&there, Some(&here));
+}
+
+#[test]
+fn a_coordinator_that_hangs_up_ends_its_move() {
+    let pair = Pair::start();
+    let (here, there) = pair.desks();
+    let spec = guest(1, 2, busy());
+    here.begin(&spec);
+    let mut slow = movement(json!({"schedule": "pre-copy"}), json!({}));
+    // It would take minutes.
+    slow.link.egress_bytes_per_s = Some(100e3);
+    there.done(&Command::Receive { spec: spec.clone(), movement: slow.clone() });
+    here.tell(&Command::Migrate { to: pair.destination.address, movement: slow });
+    here.await_phase(Phase::Push);
+    drop(here);
+    there.tell(&Command::Collect {});
+    let came = there.ended();
+    assert!(matches!(&came.ending, Ending::Aborted { reason } if reason.contains("hung up")), "{:?}", came.ending);
+    // The host is free for the next.
+    let (here, there) = pair.desks();
+    here.begin(&spec);
+    let movement = movement(json!({"schedule": "pre-copy"}), json!({}));
+    completed(&carry(&here, &there, pair.destination.address, &spec, &movement));
 }

@@ -11,6 +11,7 @@ use crate::recorder::Recorder;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -162,11 +163,17 @@ async fn coordinate(mut stream: TcpStream, shared: Arc<Shared>) {
             let _ = answers.send(last);
             desk
         });
-        while let Some(answer) = given.recv().await {
-            if write_frame_async(&mut stream, &answer, &[]).await.is_err() {
-                break;
+        loop {
+            tokio::select! {
+                answer = given.recv() => match answer {
+                    Some(answer) if write_frame_async(&mut stream, &answer, &[]).await.is_ok() => {}
+                    _ => break,
+                },
+                () = hung_up(&stream) => break,
             }
         }
+        // Nobody listens any more: a move that goes on learns of it by its next report, and ends.
+        drop(given);
         match working.await {
             Ok(back) => desk = back,
             Err(_) => return,
@@ -174,6 +181,13 @@ async fn coordinate(mut stream: TcpStream, shared: Arc<Shared>) {
     }
     // Threads end and files go: not on the runtime's own threads.
     let _ = tokio::task::spawn_blocking(move || drop(desk)).await;
+}
+
+/// Returns when the other side has closed the connection or it broke; not while a further command waits in it.
+async fn hung_up(stream: &TcpStream) {
+    if matches!(stream.peek(&mut [0]).await, Ok(1..)) {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// One coordinator's guest on this host.
@@ -375,7 +389,10 @@ impl Desk {
             requested,
             runtime: self.runtime.clone(),
         };
-        run_source(parts, &mut |progress| drop(answers.send(Answer::Progress { progress })))
+        run_source(parts, &mut |progress| match answers.send(Answer::Progress { progress }) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break("the coordinator hung up".to_owned()),
+        })
     }
 
     /// CPU time of this process and of the guest, in nanoseconds.

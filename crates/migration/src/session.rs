@@ -251,31 +251,24 @@ impl<'a> Prepared<'a> {
         Ok(Prepared { plan, here, there })
     }
 
-    /// Runs the guest and makes all its trips, in order. A trip that fails is a trip too, and the last one.
-    ///
-    /// # Errors
-    /// The first trip could not begin: an agent is gone, or refuses.
-    pub fn run(self, control: Option<&Control>, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Trip>, SessionError> {
+    /// Runs the guest and makes all its trips, in order. A trip that fails, or can't begin, is a trip too, and the last.
+    pub fn run(self, control: Option<&Control>, progress: &mut dyn FnMut(Progress)) -> Vec<Trip> {
         let Prepared { plan, mut here, mut there } = self;
-        here.done(&Command::Run {})?;
-        std::thread::sleep(plan.settle);
         let mut trips = Vec::new();
         for trip in 1..=plan.trips.max(1) {
-            let done = Move { plan, control, trip }.make(&mut here, &mut there, progress)?;
-            let completed = done.facts.outcome == Some(Outcome::Completed);
-            trips.push(done);
-            if !completed || trip == plan.trips {
+            let movement = Move { plan, control, trip };
+            let made = movement.settle(&mut here).and_then(|()| movement.make(&mut here, &mut there, progress));
+            trips.push(made.unwrap_or_else(|error| movement.failed(&in_words(&error))));
+            if trips.last().is_none_or(|last| last.facts.outcome != Some(Outcome::Completed)) {
                 break;
             }
             std::mem::swap(&mut here, &mut there);
-            here.done(&Command::Run {})?;
-            std::thread::sleep(plan.settle);
         }
         // What the guest took up is free before the next trial begins. A host that is gone has nothing to free.
         for agent in [&mut here, &mut there] {
             let _ = agent.done(&Command::Discard {});
         }
-        Ok(trips)
+        trips
     }
 }
 
@@ -287,6 +280,32 @@ struct Move<'a> {
 }
 
 impl Move<'_> {
+    /// Lets the guest run where it is, for as long as it is to run before it moves.
+    fn settle(&self, here: &mut Agent) -> Result<(), SessionError> {
+        here.done(&Command::Run {})?;
+        std::thread::sleep(self.plan.settle);
+        Ok(())
+    }
+
+    /// The trip that could not begin, or of which nothing is known.
+    fn failed(&self, why: &str) -> Trip {
+        let event = Event::Failed { reason: why.to_owned() };
+        let events = vec![Recorded { at_ns: whimbrel_model::Nanos(0), host: whimbrel_model::Mark::Source, event }];
+        let facts = Facts { outcome: Some(Outcome::Failed), ..self.sizes() };
+        Trip { events, facts, accelerator: "unknown".to_owned(), missing_blocks: None }
+    }
+
+    fn sizes(&self) -> Facts {
+        let guest = &self.plan.guest;
+        Facts {
+            ram_bytes: guest.ram_bytes,
+            disk_bytes: guest.disk.map_or(0, |d| d.bytes),
+            page_size_bytes: PAGE_BYTES,
+            block_size_bytes: guest.disk.map_or(whimbrel_disk::BLOCK_BYTES, |d| d.block_bytes),
+            ..Facts::default()
+        }
+    }
+
     fn make(
         &self,
         here: &mut Agent,
@@ -385,7 +404,6 @@ impl Move<'_> {
         (outcome, reason): (Outcome, Option<String>),
         (out, back): (LinkSpec, LinkSpec),
     ) -> Trip {
-        let guest = &self.plan.guest;
         let mut events: Vec<Recorded> = Vec::new();
         events.extend(left.iter().chain(came).flat_map(|a| a.events.iter().cloned()));
         let at_destination = outcome == Outcome::Completed;
@@ -420,10 +438,6 @@ impl Move<'_> {
         let wire = sent(source).map(|a| a.wire_bytes + sent(destination).map_or(0, |b| b.wire_bytes));
         let names = if self.trip % 2 == 1 { ["source", "destination"] } else { ["destination", "source"] };
         let facts = Facts {
-            ram_bytes: guest.ram_bytes,
-            disk_bytes: guest.disk.map_or(0, |d| d.bytes),
-            page_size_bytes: PAGE_BYTES,
-            block_size_bytes: guest.disk.map_or(whimbrel_disk::BLOCK_BYTES, |d| d.block_bytes),
             clock: source.and_then(|a| a.clock),
             control_bytes: wire.map(|wire| wire.saturating_sub(payload)),
             links: vec![
@@ -437,7 +451,7 @@ impl Move<'_> {
             offered: self.control.map(|c| c.offered).unwrap_or_default(),
             alive,
             outcome: Some(outcome),
-            ..Facts::default()
+            ..self.sizes()
         };
         let accelerators = [source, destination].into_iter().flatten().filter_map(|a| a.accelerator.clone());
         let mut accelerators: Vec<String> = accelerators.collect();

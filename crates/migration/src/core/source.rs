@@ -149,6 +149,11 @@ impl SourceCore {
             SourceInput::Pulled(extent) => self.pulled(extent, effects),
             SourceInput::Timer => {}
             SourceInput::Lost(reason) => return self.lost(reason, effects),
+            SourceInput::Cancelled(reason) => match self.phase {
+                Phase::Setup | Phase::Push | Phase::Switchover => return self.lost(reason, effects),
+                // The guest is no longer here: giving up now would lose what was left behind.
+                Phase::Pull | Phase::Complete | Phase::Aborted => {}
+            },
         }
         self.advance(now, effects);
     }

@@ -85,6 +85,8 @@ pub enum SourceInput {
     Timer,
     /// The link is gone, or the destination; or this host can't go on.
     Lost(String),
+    /// Nobody wants the move any more.
+    Cancelled(String),
 }
 
 /// What the source's core wants done.

@@ -11,6 +11,7 @@ use crate::recorder::Recorder;
 use crate::report::ClockOffset;
 use std::collections::VecDeque;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -53,6 +54,9 @@ pub struct SourceParts<'a> {
     pub runtime: tokio::runtime::Handle,
 }
 
+/// Where progress is reported to; the answer may be a reason to give up.
+pub type Report<'a> = dyn FnMut(Progress) -> ControlFlow<String> + 'a;
+
 /// How a move ended at the source.
 pub struct Left {
     /// How.
@@ -64,11 +68,12 @@ pub struct Left {
 }
 
 /// Moves the guest away. Returns when the move has ended on this host; the guest then runs here
-/// ([`Ending::Aborted`]), or is frozen for good or until the hosts meet ([`Ending::Undecided`]).
+/// ([`Ending::Aborted`]), or is frozen for good or until the hosts meet ([`Ending::Undecided`]). A reason to give up that
+/// comes after the hand-over comes too late: the move is carried through.
 ///
 /// # Errors
 /// Setup failed; the guest runs on as if nothing had been.
-pub fn run_source(parts: SourceParts<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Left, DriverError> {
+pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<Left, DriverError> {
     let SourceParts { machine, volume, movement, seed, connections, mut log, recorder, .. } = parts;
     log.arm()?;
     let missing_blocks = volume.as_ref().map(|volume| {
@@ -252,7 +257,7 @@ struct Source {
 }
 
 impl Source {
-    fn run(&mut self, inputs: &Receiver<SourceInput>, progress: &mut dyn FnMut(Progress)) -> Ending {
+    fn run(&mut self, inputs: &Receiver<SourceInput>, progress: &mut Report<'_>) -> Ending {
         let mut shown = clock::now();
         loop {
             if let Some(ending) = self.ending.take() {
@@ -277,7 +282,9 @@ impl Source {
             }
             if clock::now().since(shown) >= Nanos::from(PROGRESS_EVERY) {
                 shown = clock::now();
-                progress(self.core.progress());
+                if let ControlFlow::Break(reason) = progress(self.core.progress()) {
+                    self.feed(SourceInput::Cancelled(reason));
+                }
             }
         }
     }

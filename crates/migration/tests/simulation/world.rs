@@ -29,6 +29,8 @@ pub enum Fault {
     Cut(u64),
     /// The link stalls at this event for so many nanoseconds.
     Stall(u64, u64),
+    /// Whoever wanted the move gives it up at this event.
+    Cancel(u64),
     /// The destination can't go on at this event.
     DestinationFails(u64),
     /// The engine loses one unit: not a fault of the world, but of ours; the check has to see it.
@@ -39,10 +41,11 @@ impl Fault {
     pub fn from_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0xfa17);
         let at = rng.below(400);
-        match rng.below(4) {
+        match rng.below(5) {
             0 => Fault::None,
             1 => Fault::Cut(at),
             2 => Fault::Stall(at, rng.below(3_000_000_000)),
+            3 => Fault::Cancel(at),
             _ => Fault::DestinationFails(at),
         }
     }
@@ -280,6 +283,9 @@ impl World {
                     let free = self.lane_free.entry(lane).or_default();
                     *free = (*free).max(self.now).plus(Nanos(ns));
                 }
+            }
+            Fault::Cancel(at) if at == self.events => {
+                self.tell_source(SourceInput::Cancelled("nobody waits for it".to_owned()));
             }
             Fault::DestinationFails(at) if at == self.events => {
                 self.tell_destination(DestinationInput::Lost("the disk is full".to_owned()));
@@ -555,6 +561,7 @@ impl World {
         let at_destination = match verdict {
             Verdict::Completed => true,
             Verdict::Aborted | Verdict::Undecided => false,
+            Verdict::Lost if matches!(self.fault, Fault::Cancel(_)) => return Err("given up, and lost".to_owned()),
             Verdict::Lost => return Ok(()),
         };
         if at_destination != self.runs_at_destination || at_destination == self.runs_at_source {
