@@ -175,6 +175,26 @@ pub trait Backend: Send + Sync + 'static {
         Ok(Now::WouldBlock)
     }
 
+    /// Makes as many of these writes, from the first on, as need no waiting, in one go where that is cheaper than one by one;
+    /// how many. The server tries the others singly. Called on a connection's task: it must never block.
+    fn try_write_many_now(&self, writes: &[(u64, &[u8])]) -> usize {
+        let _ = writes;
+        0
+    }
+
+    /// Whether a long write may be made in several pieces, in order, of any length that is a multiple of the minimum block
+    /// size.
+    fn takes_pieces(&self) -> bool {
+        false
+    }
+
+    /// Whether the range is at hand, so that reading it needs no waiting. The server then reads it piece by piece, on the
+    /// connection's task, while it sends.
+    fn is_cached(&self, offset: u64, length: u64) -> bool {
+        let _ = (offset, length);
+        false
+    }
+
     /// Whether the whole range is known, without reading it, to be zeroes: then a READ is answered by a hole. Asked in the
     /// blocking pool, before a read. `false` is always correct.
     fn is_zero(&self, offset: u64, length: u64) -> bool {

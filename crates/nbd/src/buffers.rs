@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::Range,
     pin::Pin,
     sync::{Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -39,6 +40,18 @@ impl Input {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
+    }
+
+    /// Marks the first `count` bytes as used and says where they lie; they stay there until the next fill.
+    pub(crate) fn take(&mut self, count: usize) -> Range<usize> {
+        let start = self.start;
+        self.consume(count);
+        start..start + count
+    }
+
+    /// Bytes that were taken since the last fill.
+    pub(crate) fn taken(&self, range: &Range<usize>) -> &[u8] {
+        &self.bytes[range.clone()]
     }
 
     /// Moves what is there into `place`, as far as it goes; returns how much that was.

@@ -9,12 +9,12 @@
 //! | status | SEEK_DATA, SEEK_HOLE | never |
 //!
 //! The plain writes only touch the page cache, but the kernel may make a writer wait when too much is dirty. So each is
-//! timed, and one that was slow sends its followers to the blocking pool for a while.
+//! timed, and one that slept long sends its followers to the blocking pool for a while.
 
 use std::{
     fs::File,
     io::{self, IoSlice, IoSliceMut},
-    os::unix::fs::FileExt,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -27,18 +27,26 @@ use rustix::{
 
 use crate::{
     backend::{Backend, Extents, Now, ZeroMode, write_zeroes_as_data},
+    mapped::Mapped,
     protocol::{CONTEXT_ALLOCATION, allocation},
 };
 
+const PAGE_BYTES: u64 = 4096;
+/// cachestat(2), Linux 6.5; the number is the same on every architecture that Rust's standard library knows.
+const SYS_CACHESTAT: libc::c_long = 451;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const EXT_MAGIC: u64 = 0xef53;
 
 /// The longest write made inline where the file system has no RWF_NOWAIT for writes.
-const PLAIN_WRITE_BYTES: usize = 128 << 10;
-/// A plain write inline that took longer than this was made to wait.
+const PLAIN_WRITE_BYTES: usize = 256 << 10;
+/// Writes at least this long are better made by the file system than page by page.
+const MAPPED_WRITE_BYTES: usize = 32 << 10;
+/// A plain write inline that slept and took longer than this was made to wait.
 const SLOW: Duration = Duration::from_millis(2);
-/// How long plain writes then stay in the pool.
-const PENANCE: Duration = Duration::from_secs(1);
+/// How many times as long as it slept plain writes then stay in the pool.
+const PENANCE: u64 = 8;
+/// How long that is at most.
+const PENANCE_MAX: Duration = Duration::from_secs(1);
 /// Reads at least this long are worth a look for a hole.
 const HOLE_BYTES: u64 = 64 << 10;
 
@@ -71,6 +79,7 @@ pub struct FileBackend {
     inline_read: Inline,
     inline_write: Inline,
     seeks_holes: bool,
+    mapped: Option<Mapped>,
     opened: Instant,
     penance_until_ns: AtomicU64,
 }
@@ -98,7 +107,12 @@ impl FileBackend {
             (_, true) if kind == TMPFS_MAGIC || kind == EXT_MAGIC => Inline::Plain,
             _ => Inline::Nowait,
         };
+        let mapped = match inline_write == Inline::Plain && kind == EXT_MAGIC {
+            true => Mapped::new(&file, size_bytes),
+            false => None,
+        };
         Ok(Self {
+            mapped,
             seeks_holes: rustix::fs::seek(&file, SeekFrom::Hole(0)).is_ok(),
             file,
             size_bytes,
@@ -114,20 +128,21 @@ impl FileBackend {
         self.opened.elapsed().as_nanos() as u64
     }
 
-    /// A plain write inline, unless one was slow lately.
-    fn write_plain_now(&self, offset: u64, data: &[u8]) -> io::Result<Now> {
+    /// Makes a call that touches only the page cache, but may be made to wait there; not if one had to lately.
+    fn unless_slow<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
         let begin_ns = self.now_ns();
-        let penance_until_ns = self.penance_until_ns.load(Ordering::Relaxed);
-        if data.len() > PLAIN_WRITE_BYTES || begin_ns < penance_until_ns {
-            return Ok(Now::WouldBlock);
+        if begin_ns < self.penance_until_ns.load(Ordering::Relaxed) {
+            return None;
         }
-        self.file.write_all_at(data, offset)?;
+        let sleeps = sleeps();
+        let result = act();
         let end_ns = self.now_ns();
-        if end_ns - begin_ns > SLOW.as_nanos() as u64 {
-            let until_ns = end_ns + PENANCE.as_nanos() as u64;
-            self.penance_until_ns.store(until_ns, Ordering::Relaxed);
+        // On a busy host a call takes long because others run, too: that is no reason to keep away.
+        if end_ns - begin_ns > SLOW.as_nanos() as u64 && sleeps != self::sleeps() {
+            let penance_ns = (PENANCE * (end_ns - begin_ns)).min(PENANCE_MAX.as_nanos() as u64);
+            self.penance_until_ns.store(end_ns + penance_ns, Ordering::Relaxed);
         }
-        Ok(Now::Done)
+        Some(result)
     }
 
     fn punch(&self, offset: u64, length: u64) -> Result<(), Errno> {
@@ -147,6 +162,33 @@ impl FileBackend {
             Err(error) => Err(error),
         }
     }
+}
+
+/// How often this thread had to wait for something, not counting the times when others ran in its place.
+fn sleeps() -> i64 {
+    // SAFETY: all zeroes are a value of this plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the structure that the pointer names.
+    match unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) } {
+        0 => usage.ru_nvcsw,
+        _ => 0,
+    }
+}
+
+/// How many bytes of the pages that a range touches are in the page cache; 0 where the kernel doesn't say.
+fn cached_bytes(file: &File, offset: u64, length: u64) -> u64 {
+    #[repr(C)]
+    struct Cached {
+        pages: u64,
+        _dirty_writeback_evicted: [u64; 4],
+    }
+    let range = [offset, length];
+    let mut cached = Cached { pages: 0, _dirty_writeback_evicted: [0; 4] };
+    // SAFETY: the kernel reads the one structure and fills the other, both of the form that cachestat(2) states.
+    let told = unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &range, &mut cached, 0) };
+    // Before the first page and behind the last there may be bytes that the range doesn't touch.
+    let beyond = offset % PAGE_BYTES + (offset + length).next_multiple_of(PAGE_BYTES) - (offset + length);
+    if told == 0 { (cached.pages * PAGE_BYTES).saturating_sub(beyond) } else { 0 }
 }
 
 /// Whether RWF_NOWAIT reads are known to the file system.
@@ -268,7 +310,11 @@ impl Backend for FileBackend {
     fn try_write_now(&self, offset: u64, data: &[u8]) -> io::Result<Now> {
         match self.inline_write {
             Inline::Never => return Ok(Now::WouldBlock),
-            Inline::Plain => return self.write_plain_now(offset, data),
+            Inline::Plain if data.len() > PLAIN_WRITE_BYTES => return Ok(Now::WouldBlock),
+            Inline::Plain => {
+                let written = self.unless_slow(|| self.file.write_all_at(data, offset));
+                return written.map_or(Ok(Now::WouldBlock), |written| written.map(|()| Now::Done));
+            }
             Inline::Nowait => (),
         }
         let buffers = &[IoSlice::new(data)];
@@ -277,6 +323,20 @@ impl Backend for FileBackend {
             Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => Ok(Now::WouldBlock),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn try_write_many_now(&self, writes: &[(u64, &[u8])]) -> usize {
+        let Some(mapped) = &self.mapped else { return 0 };
+        let short = writes.iter().position(|(_, data)| data.len() >= MAPPED_WRITE_BYTES).unwrap_or(writes.len());
+        self.unless_slow(|| mapped.write_many(&writes[..short])).unwrap_or(0)
+    }
+
+    fn takes_pieces(&self) -> bool {
+        true
+    }
+
+    fn is_cached(&self, offset: u64, length: u64) -> bool {
+        self.inline_read == Inline::Plain || cached_bytes(&self.file, offset, length) >= length
     }
 
     fn is_zero(&self, offset: u64, length: u64) -> bool {

@@ -12,6 +12,7 @@ mod exports;
 mod file_backend;
 mod jobs;
 mod linger;
+mod mapped;
 mod memory_backend;
 mod negotiate_client;
 mod negotiate_server;
@@ -19,6 +20,7 @@ pub mod options;
 pub mod protocol;
 mod replies;
 mod server;
+mod socket;
 mod transmission;
 
 pub use backend::{Backend, BlockSizes, Extents, Now, StatusExtent, ZeroMode};

@@ -4,6 +4,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
+    ops::Range,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -11,7 +12,7 @@ use std::{
 use tokio::io::AsyncWrite;
 
 use crate::{
-    backend::StatusExtent,
+    backend::{Backend, StatusExtent},
     buffers::Recycler,
     error::ErrorCode,
     protocol::{ChunkHeader, SimpleReply, chunk},
@@ -21,15 +22,27 @@ use crate::{
 const STAGE_BYTES: usize = 256 << 10;
 /// Payloads up to this length are copied to the stage rather than queued.
 const COPY_BYTES: usize = 16 << 10;
+/// What is read at once of a payload that is at hand: little enough to be sent while it is in the processor's cache.
+const WINDOW_BYTES: usize = 128 << 10;
 /// At most this many pieces go into one vectored write.
 const SLICES: usize = 16;
 
 #[derive(Debug)]
 struct Piece {
+    kind: Kind,
     bytes: Vec<u8>,
     start: usize,
     end: usize,
-    stage: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    /// Short replies side by side; more may follow.
+    Stage,
+    /// The payload of one reply.
+    Payload,
+    /// A part of a payload; what is to follow it in the export.
+    Window { rest: Range<u64> },
 }
 
 /// The queue.
@@ -59,10 +72,10 @@ impl Replies {
 
     /// Room for `length` bytes at the end of the stage; they count only when committed.
     fn stage(&mut self, recycler: &Recycler, length: usize) -> &mut [u8] {
-        let fits = |piece: &Piece| piece.stage && piece.bytes.len() - piece.end >= length;
+        let fits = |piece: &Piece| piece.kind == Kind::Stage && piece.bytes.len() - piece.end >= length;
         if !self.queue.back().is_some_and(fits) {
             let bytes = recycler.take(STAGE_BYTES.max(length));
-            self.queue.push_back(Piece { bytes, start: 0, end: 0, stage: true });
+            self.queue.push_back(Piece { kind: Kind::Stage, bytes, start: 0, end: 0 });
         }
         match self.queue.back_mut() {
             Some(piece) => &mut piece.bytes[piece.end..piece.end + length],
@@ -144,7 +157,25 @@ impl Replies {
             return recycler.give(data);
         }
         self.unsent_bytes += length;
-        self.queue.push_back(Piece { bytes: data, start: 0, end: length, stage: false });
+        self.queue.push_back(Piece { kind: Kind::Payload, bytes: data, start: 0, end: length });
+    }
+
+    /// The answer to a read whose data `source` has at hand: a window of it now, the rest when that is sent.
+    pub(crate) fn read_by_windows(
+        &mut self,
+        recycler: &Recycler,
+        (cookie, offset, length): (u64, u64, u32),
+        source: &dyn Backend,
+    ) -> io::Result<()> {
+        let mut window = recycler.take(WINDOW_BYTES.min(length as usize));
+        source.read(offset, &mut window)?;
+        let (header, head) = self.read_header(cookie, offset, length);
+        self.append(recycler, &header[..head]);
+        self.unsent_bytes += length as usize;
+        let end = window.len();
+        let rest = offset + end as u64..offset + u64::from(length);
+        self.queue.push_back(Piece { kind: Kind::Window { rest }, bytes: window, start: 0, end });
+        Ok(())
     }
 
     /// The answer to a read of zeroes; structured only.
@@ -173,20 +204,24 @@ impl Replies {
         }
     }
 
-    /// Writes until all is written; pending while the stream takes no more.
+    /// Writes until all is written; pending while the stream takes no more. `source` is what payloads are still to be read
+    /// from.
     pub(crate) fn poll_write<S: AsyncWrite + Unpin>(
         &mut self,
         recycler: &Recycler,
         stream: &mut S,
+        source: &dyn Backend,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         while self.unsent_bytes > 0 {
             let mut slices = [IoSlice::new(&[]); SLICES];
-            let pieces = self.queue.iter().filter(|piece| piece.end > piece.start);
             let mut count = 0;
-            for (slice, piece) in slices.iter_mut().zip(pieces) {
-                *slice = IoSlice::new(&piece.bytes[piece.start..piece.end]);
+            for piece in self.queue.iter().filter(|piece| piece.end > piece.start).take(SLICES) {
+                slices[count] = IoSlice::new(&piece.bytes[piece.start..piece.end]);
                 count += 1;
+                if matches!(piece.kind, Kind::Window { .. }) {
+                    break;
+                }
             }
             let stream = Pin::new(&mut *stream);
             let written = match stream.is_write_vectored() {
@@ -196,30 +231,41 @@ impl Replies {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.sent(recycler, written);
+            self.sent(recycler, source, written)?;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn sent(&mut self, recycler: &Recycler, mut written: usize) {
+    fn sent(&mut self, recycler: &Recycler, source: &dyn Backend, mut written: usize) -> io::Result<()> {
         self.unsent_bytes -= written;
         while let Some(piece) = self.queue.front_mut() {
             let part = written.min(piece.end - piece.start);
             piece.start += part;
             written -= part;
             if piece.start < piece.end {
-                return;
+                return Ok(());
+            }
+            if let Kind::Window { rest } = &mut piece.kind
+                && !rest.is_empty()
+            {
+                let length = piece.bytes.len().min((rest.end - rest.start) as usize);
+                // The reply has begun: if this fails there is nothing left to say but goodbye.
+                source.read(rest.start, &mut piece.bytes[..length])?;
+                rest.start += length as u64;
+                (piece.start, piece.end) = (0, length);
+                return Ok(());
             }
             // The last stage stays, for the next reply.
-            if piece.stage && self.queue.len() == 1 {
+            if piece.kind == Kind::Stage && self.queue.len() == 1 {
                 if let Some(piece) = self.queue.front_mut() {
                     (piece.start, piece.end) = (0, 0);
                 }
-                return;
+                return Ok(());
             }
             if let Some(piece) = self.queue.pop_front() {
                 recycler.give(piece.bytes);
             }
         }
+        Ok(())
     }
 }

@@ -1,15 +1,22 @@
 //! Serving: [`serve_connection`] for one stream from wherever, [`Server`] for a TCP or unix listener.
 
-use std::{future::pending, io, net::SocketAddr, path::Path, sync::Arc};
+use std::{future::pending, io, net::SocketAddr, os::fd::OwnedFd, path::Path, sync::Arc};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, UnixListener},
     sync::{Semaphore, watch},
     task::JoinSet,
 };
 
-use crate::{buffers::Input, error::NbdError, exports::Exports, negotiate_server::negotiate, transmission::transmit};
+use crate::{
+    buffers::Input,
+    error::NbdError,
+    exports::Exports,
+    negotiate_server::negotiate,
+    socket::{Socket, drive},
+    transmission::transmit,
+};
 
 /// How a connection ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,11 +171,7 @@ impl Server {
             let report = Arc::clone(&self.report);
             connections.spawn(async move {
                 let _slot = slot;
-                let served = match stream {
-                    Accepted::Tcp(stream) => serve_connection(stream, exports, shutdown).await,
-                    Accepted::Unix(stream) => serve_connection(stream, exports, shutdown).await,
-                };
-                if let Err(error) = served {
+                if let Err(error) = on_a_thread(stream, exports, shutdown).await {
                     report(error);
                 }
             });
@@ -186,23 +189,32 @@ impl std::fmt::Debug for Server {
     }
 }
 
-enum Accepted {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
 impl Listener {
-    async fn accept(&self) -> io::Result<Accepted> {
+    async fn accept(&self) -> io::Result<OwnedFd> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Replies are already coalesced; waiting for more would only delay them.
                 stream.set_nodelay(true)?;
-                Ok(Accepted::Tcp(stream))
+                Ok(stream.into_std()?.into())
             }
-            Self::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0)),
+            Self::Unix(listener) => Ok(listener.accept().await?.0.into_std()?.into()),
         }
     }
+}
+
+/// Serves a connection on a thread of its own.
+async fn on_a_thread(stream: OwnedFd, exports: Arc<Exports>, shutdown: Shutdown) -> Result<Ended, NbdError> {
+    let runtime = tokio::runtime::Handle::current();
+    let (sender, ended) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("nbd".to_owned()).spawn(move || {
+        let _inside = runtime.enter();
+        let socket = Socket::new(stream);
+        let served = drive(&socket, serve_connection(socket.clone(), exports, shutdown));
+        // The server may be gone.
+        let _ = sender.send(served.unwrap_or_else(|error| Err(error.into())));
+    })?;
+    ended.await.unwrap_or_else(|_| Err(io::Error::other("a connection's thread panicked").into()))
 }
 
 /// Whether a failed accept says nothing about the next one: the client went away, or descriptors are short for now.

@@ -8,6 +8,10 @@
 //!                               +-> blocking threads +                    whatever would have to wait
 //! ```
 //!
+//! Requests go in rounds of a few: their replies leave in one write, and the client takes them while the next round is
+//! under way. Short writes of a round are made in one call where the backend can; long ones as they come, in pieces; long
+//! reads of what is at hand are read as they leave, in windows that stay in the processor's cache.
+//!
 //! What a check refuses is answered with an error (the payload of a refused write is skipped); a request without its magic
 //! number ends the connection, after the requests in flight are answered. While the client does not take its replies no
 //! further requests are read.
@@ -15,6 +19,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
+    ops::Range,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -35,7 +40,7 @@ use crate::{
     server::Ended,
 };
 
-/// The longest READ or WRITE tried inline; longer ones run on several threads.
+/// The longest WRITE tried inline and whole.
 const INLINE_BYTES: u32 = 128 << 10;
 /// The longest payload of a WRITE that is collected among the requests; longer ones are read into their own buffer.
 const SHORT_BYTES: u32 = 16 << 10;
@@ -43,6 +48,14 @@ const SHORT_BYTES: u32 = 16 << 10;
 const UNSENT_BYTES: usize = 512 << 10;
 /// Replies wait for more requests only while they are fewer bytes than this.
 const LINGER_BYTES: usize = 64 << 10;
+/// The fewest bytes of a long write that are written before all of it came.
+const PIECE_BYTES: usize = 128 << 10;
+/// The most short writes that are made in one go.
+const BATCH: usize = 64;
+/// How many requests are carried out before their replies are written: the client takes those while the next are.
+const ROUND: u64 = 8;
+/// A READ at least this long is sent while it is read; a shorter one is tried at once and whole.
+const WINDOWED_BYTES: u32 = 128 << 10;
 /// What is kept of used buffers.
 const RECYCLED_BYTES: usize = 16 << 20;
 
@@ -52,6 +65,8 @@ enum Receiving {
     Header,
     /// The payload of a write, short enough to be used where it lies.
     Short(Request),
+    /// What is left of a write that is made in pieces as they come.
+    Pieces(Request),
     /// The payload of a write, collected in its own buffer.
     Long { request: Request, buffer: Vec<u8>, filled: usize },
     /// The payload of a refused write.
@@ -73,6 +88,10 @@ struct Transmission<'a, S> {
     linger: Linger,
     /// How many requests came.
     received: u64,
+    /// Whether a round ended before the input did.
+    ahead: bool,
+    /// Short writes that came whole and lie in the input.
+    batch: Vec<(Request, Range<usize>)>,
 }
 
 /// Serves requests until the client disconnects, the stream fails, or `shutdown` completes; then finishes what is in
@@ -97,6 +116,8 @@ pub(crate) async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
         agreed,
         linger: Linger::default(),
         received: 0,
+        ahead: false,
+        batch: Vec::with_capacity(BATCH),
     };
     let mut shutdown = std::pin::pin!(shutdown);
     let mut farewell = None;
@@ -134,12 +155,14 @@ enum Step {
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Step> {
         loop {
-            let mut progress = false;
+            // What is left in the input comes first; the stream is asked after it.
+            let mut progress = self.ahead;
             while let Poll::Ready(done) = self.jobs.poll_done(context) {
                 self.finish(done);
                 progress = true;
             }
-            if self.accepts()
+            if !self.ahead
+                && self.accepts()
                 && let Poll::Ready(read) = self.poll_input(context)
             {
                 match read {
@@ -149,14 +172,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
                 }
                 progress = true;
             }
-            while self.accepts() && self.receive() {
-                progress = true;
-            }
+            progress |= self.receive_some();
             let unsent = self.replies.unsent_bytes();
-            if (1..LINGER_BYTES).contains(&unsent) && self.accepts() && self.linger.wanted(self.received) {
+            if (1..LINGER_BYTES).contains(&unsent) && !self.ahead && self.accepts() && self.linger.wanted(self.received)
+            {
                 return Poll::Ready(Step::Look);
             }
-            let written = self.replies.poll_write(&self.recycler, self.stream, context);
+            let backend = &*self.agreed.backend;
+            let written = self.replies.poll_write(&self.recycler, self.stream, backend, context);
             progress |= self.replies.unsent_bytes() < unsent;
             let mut idle = written.is_ready();
             if let Poll::Ready(Err(error)) = written {
@@ -181,6 +204,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
             }
             return Poll::Pending;
         }
+    }
+
+    /// Acts on what lies in the input, for a round; whether there was anything.
+    fn receive_some(&mut self) -> bool {
+        let (before, mut progress) = (self.received, false);
+        self.ahead = false;
+        while self.accepts() && self.receive() {
+            progress = true;
+            if self.received - before >= ROUND && matches!(self.receiving, Receiving::Header) {
+                self.ahead = true;
+                break;
+            }
+        }
+        self.write_batch();
+        progress
     }
 
     /// Whether another request may be taken on.
@@ -246,18 +284,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
                     self.receiving = Receiving::Short(request);
                     return false;
                 }
-                let data = &self.input.bytes()[..request.length as usize];
-                match write_now(&*self.agreed.backend, &request, data) {
-                    Ok(Now::Done) => self.replies.success(&self.recycler, request.cookie),
-                    Ok(Now::WouldBlock) => {
-                        let mut buffer = self.recycler.take(data.len());
-                        buffer.copy_from_slice(data);
-                        self.jobs.start(Job { request, buffer, holes: false });
-                    }
-                    Err(error) => self.fail(request.cookie, &error),
+                let place = self.input.take(request.length as usize);
+                self.batch.push((request, place));
+                if self.batch.len() == BATCH {
+                    self.write_batch();
                 }
-                self.input.consume(request.length as usize);
             }
+            Receiving::Pieces(request) => return self.receive_piece(request),
             Receiving::Long { request, mut buffer, mut filled } => {
                 filled += self.input.move_into(&mut buffer[filled..]);
                 if filled < buffer.len() {
@@ -291,6 +324,66 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
         true
     }
 
+    /// Writes what came of a long write, if it is enough.
+    fn receive_piece(&mut self, mut request: Request) -> bool {
+        let left = request.length as usize;
+        let here = left.min(self.input.bytes().len());
+        if here < left && here < PIECE_BYTES {
+            self.receiving = Receiving::Pieces(request);
+            return false;
+        }
+        match self.agreed.backend.try_write_now(request.offset, &self.input.bytes()[..here]) {
+            Ok(Now::Done) if here == left => {
+                self.input.consume(here);
+                self.replies.success(&self.recycler, request.cookie);
+            }
+            Ok(Now::Done) => {
+                self.input.consume(here);
+                request.offset += here as u64;
+                request.length -= here as u32;
+                self.receiving = Receiving::Pieces(request);
+            }
+            Ok(Now::WouldBlock) => {
+                let buffer = self.recycler.take(left);
+                self.receiving = Receiving::Long { request, buffer, filled: 0 };
+            }
+            Err(error) => {
+                let code = ErrorCode::from(&error);
+                let left = request.length;
+                self.receiving = Receiving::Skip { request, left, code, why: "the write failed" };
+            }
+        }
+        true
+    }
+
+    /// Makes the short writes that lie in the input.
+    fn write_batch(&mut self) {
+        let backend = Arc::clone(&self.agreed.backend);
+        let mut writes = [(0, &[][..]); BATCH];
+        let mut plain = 0;
+        for (write, (request, place)) in writes.iter_mut().zip(&self.batch) {
+            if request.flags & command_flag::FUA != 0 {
+                break;
+            }
+            *write = (request.offset, self.input.taken(place));
+            plain += 1;
+        }
+        let done = if plain > 0 { backend.try_write_many_now(&writes[..plain]) } else { 0 };
+        for (at, (request, place)) in std::mem::take(&mut self.batch).into_iter().enumerate() {
+            let data = self.input.taken(&place);
+            let now = if at < done { Ok(Now::Done) } else { write_now(&*backend, &request, data) };
+            match now {
+                Ok(Now::Done) => self.replies.success(&self.recycler, request.cookie),
+                Ok(Now::WouldBlock) => {
+                    let mut buffer = self.recycler.take(data.len());
+                    buffer.copy_from_slice(data);
+                    self.jobs.start(Job { request, buffer, holes: false });
+                }
+                Err(error) => self.fail(request.cookie, &error),
+            }
+        }
+    }
+
     /// Acts on a request's header.
     fn accept(&mut self, request: Request) {
         if request.command == command::DISC {
@@ -310,6 +403,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
             command::WRITE if request.length <= SHORT_BYTES => {
                 self.receiving = Receiving::Short(request);
             }
+            command::WRITE if self.agreed.backend.takes_pieces() && request.flags & command_flag::FUA == 0 => {
+                self.receiving = Receiving::Pieces(request);
+            }
             command::WRITE => {
                 let buffer = self.recycler.take(request.length as usize);
                 self.receiving = Receiving::Long { request, buffer, filled: 0 };
@@ -320,13 +416,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<'_, S> {
 
     fn read(&mut self, request: Request) {
         let Request { cookie, offset, length, .. } = request;
-        if length <= INLINE_BYTES {
+        if length < WINDOWED_BYTES {
             let backend = &*self.agreed.backend;
             let fill = |place: &mut [u8]| Ok(backend.try_read_now(offset, place)? == Now::Done);
             let place = (cookie, offset, length);
             match self.replies.read_in_place(&self.recycler, place, fill) {
                 Ok(true) => return,
                 Ok(false) => (),
+                Err(error) => return self.fail(cookie, &error),
+            }
+        }
+        if length >= WINDOWED_BYTES && self.agreed.backend.is_cached(offset, length.into()) {
+            let backend = &*self.agreed.backend;
+            match self.replies.read_by_windows(&self.recycler, (cookie, offset, length), backend) {
+                Ok(()) => return,
                 Err(error) => return self.fail(cookie, &error),
             }
         }
