@@ -79,6 +79,23 @@ fn a_linux_guest_with_two_vcpus_and_a_disk_moves_there_and_back_whole() {
 }
 
 #[test]
+fn a_linux_guest_runs_on_while_its_memory_and_disk_follow() {
+    if !available("a_linux_guest_runs_on") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let guest = "disk = \"16 MiB\"\nfilled = \"16 MiB\"\n";
+    let vary = "[link]\nrate = \"800 Mbit/s\"\n[vary]\n\"memory.schedule\" = [\"post-copy\", \"hybrid\"]\n";
+    let (output, rows) = run(folder.path(), &format!("{SMALL}{guest}{PACED}{vary}"), None);
+    assert_eq!((output.status.code(), rows.len()), (Some(0), 2), "{}", String::from_utf8_lossy(&output.stderr));
+    for row in &rows {
+        assert_eq!((&row["verify"]["memory"], &row["verify"]["disk"]), (&"equal".into(), &"equal".into()), "{row:#}");
+    }
+    assert!(rows[0]["memory_faults"]["count"].as_u64() > Some(10), "{:#}", rows[0]);
+    nothing_is_left(folder.path());
+}
+
+#[test]
 fn what_a_qemu_guest_cannot_have_is_refused_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();
     let small = SMALL.replace("144 MiB", "64 MiB");

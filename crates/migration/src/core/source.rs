@@ -138,7 +138,7 @@ impl SourceCore {
             }
             SourceInput::Said(message) => self.said(now, message, effects),
             SourceInput::Fetch(pages) => {
-                if self.stage == Stage::Pull
+                if self.may_demand()
                     && let Some((job, runs)) = self.memory.demand(&pages)
                 {
                     self.bandwidth.begin(now);
@@ -156,6 +156,13 @@ impl SourceCore {
             },
         }
         self.advance(now, effects);
+    }
+
+    /// Whether the destination may ask for pages: once the guest runs there, and while its device state is taken up, which
+    /// may touch memory.
+    fn may_demand(&self) -> bool {
+        let left_behind = self.phase == Phase::Switchover && self.memory_rest == Rest::LeaveBehind;
+        self.stage == Stage::Pull || (left_behind && self.switchover.barrier)
     }
 
     fn enter(&mut self, phase: Phase, effects: &mut Vec<SourceEffect>) {

@@ -222,8 +222,14 @@ impl Destination {
         match effect {
             DestinationEffect::Load { device, missing_pages, missing_blocks } => {
                 self.guard(missing_pages, missing_blocks)?;
-                self.machine.load_state(&device)?;
-                return Ok(Some(DestinationInput::Loaded));
+                // A machine may touch pages that are missing while it takes its state up: they are fetched meanwhile.
+                let (machine, inputs) = (Arc::clone(&self.machine), self.inputs.clone());
+                spawn(&self.inputs, move || {
+                    machine.load_state(&device)?;
+                    // Nobody listens once the move has ended.
+                    let _ = inputs.send(DestinationInput::Loaded);
+                    Ok(())
+                });
             }
             DestinationEffect::Resume => {
                 self.machine.reset_silence();

@@ -142,6 +142,7 @@ pub struct World {
     runs_at_destination: bool,
     waits_for_page: Option<u64>,
     waits_for_block: Option<u64>,
+    load_touches: Option<u64>,
     source_ending: Option<Ending>,
     destination_ending: Option<Ending>,
     source_timer: Option<Nanos>,
@@ -207,6 +208,7 @@ impl World {
             runs_at_destination: false,
             waits_for_page: None,
             waits_for_block: None,
+            load_touches: None,
             source_ending: None,
             destination_ending: None,
             source_timer: None,
@@ -304,6 +306,9 @@ impl World {
                 }
             }
             Happening::Source(input) => self.tell_source(input),
+            Happening::Destination(DestinationInput::Loaded) if self.load_waits() => {
+                self.after(20_000, Happening::Destination(DestinationInput::Loaded));
+            }
             Happening::Destination(input) => self.tell_destination(input),
             Happening::Departs { family, job, runs, lane, limit } => self.depart(family, job, &runs, lane, limit),
             Happening::Arrives { family, units, acknowledge } => self.arrive(family, &units, acknowledge),
@@ -312,6 +317,11 @@ impl World {
             Happening::Guest => self.guest(),
             Happening::Break => self.link_breaks(),
         }
+    }
+
+    /// Whether the device state can't be taken up before a page has come.
+    fn load_waits(&self) -> bool {
+        self.link_up && self.load_touches.is_some_and(|page| self.pages.missing.contains(page))
     }
 
     fn link_breaks(&mut self) {
@@ -534,6 +544,12 @@ impl World {
                     self.pages.missing = missing_pages;
                     if let (Some(blocks), Some(missing)) = (&mut self.blocks, missing_blocks) {
                         blocks.missing = missing;
+                    }
+                    // A machine may touch memory while it takes its state up.
+                    let page = self.rng.below(PAGES);
+                    if self.pages.missing.contains(page) && self.rng.chance(0.5) {
+                        self.load_touches = Some(page);
+                        self.after(5_000, Happening::Destination(DestinationInput::Fault(vec![page])));
                     }
                     self.after(20_000, Happening::Destination(DestinationInput::Loaded));
                 }
