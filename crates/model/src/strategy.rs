@@ -10,16 +10,46 @@
 //! - when the guest runs at the destination and units were left behind.
 //!
 //! An empty answer means: nothing to do until the next news.
+//!
+//! Its twin at the destination, built from the same parameters, is asked what to fetch: when the guest runs there and
+//! units are missing, and whenever what it asked for is there. What the two have to tell each other is the note.
 
+use crate::counts::WriteCounts;
 use crate::event::{EndedBy, Round};
 use crate::set::{Ordered, UnitSet};
 use crate::units::{ByteRate, Nanos, Unit};
 use serde::{Deserialize, Serialize};
 
-/// Orders the transfer of one family's units, pages or blocks. One object a guest, family and trip, at the source.
+/// Orders the transfer of one family's units, pages or blocks. One object a guest, family, trip and host.
 pub trait Schedule<U: Unit>: Send {
     /// What the source does next.
     fn source(&mut self, view: &View<'_, U>) -> Vec<Step<U>>;
+
+    /// What the engine has to have ready for it.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// What the destination's twin must know: it crosses in the pause, with the device state, and so costs downtime.
+    fn note(&mut self, _view: &View<'_, U>) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// What the destination fetches next, beside what the guest waits for. An empty answer: nothing more.
+    ///
+    /// The note comes from another host and may hold anything.
+    fn destination(&mut self, _view: &PullView<'_, U>, _note: &[u8]) -> Vec<Pull<U>> {
+        Vec::new()
+    }
+}
+
+/// What a schedule needs of the engine beyond sending and observing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// Write counts, each over so many units; `None`: none are kept.
+    pub counts: Option<u64>,
+    /// A lane by which the destination fetches what it was not asked for.
+    pub prefetch: bool,
 }
 
 /// Where the guest is, as the source knows it.
@@ -57,6 +87,9 @@ pub struct View<'a, U: Unit> {
     pub unsent: &'a UnitSet<U>,
     /// What was written since the last `Take`, as of the last `Observe`; `None` before the first.
     pub peeked: Option<&'a UnitSet<U>>,
+    /// The guest's writes since the migration was requested, as of the last `Observe`; `None` before the first, and where
+    /// the schedule does not need them.
+    pub counts: Option<&'a WriteCounts<U>>,
     /// The rounds that have ended, each by a `Take`.
     pub rounds: &'a [Round],
     /// The stop rule's word on `unsent` and `peeked` together.
@@ -65,6 +98,18 @@ pub struct View<'a, U: Unit> {
     pub bandwidth: Option<ByteRate>,
     /// Whether the other family has said `Ready` (or has nothing to move).
     pub other_ready: bool,
+}
+
+/// What a schedule may know when it is asked at the destination.
+#[derive(Debug)]
+pub struct PullView<'a, U: Unit> {
+    /// The time since the guest was resumed.
+    pub now: Nanos,
+    /// Bytes in a unit.
+    pub unit_bytes: u64,
+    /// What was missing at the switch and has not been handed to the lane. Some of it may be here by now, because the
+    /// guest asked for it or wrote all of it: that is not fetched again.
+    pub unfetched: &'a UnitSet<U>,
 }
 
 /// How the engine is to look at the log of writes.
@@ -113,4 +158,18 @@ pub enum Step<U> {
     },
     /// Give up: the guest stays at the source.
     Abort(String),
+}
+
+/// One thing that the engine is to do at the destination.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pull<U> {
+    /// Fetch these units, in this order, at most at this rate. The guest's own requests pass them.
+    Fetch {
+        /// What to fetch.
+        units: Ordered<U>,
+        /// The most that this may take of the link; `None`: all that there is.
+        limit: Option<ByteRate>,
+    },
+    /// Ask again at this instant, given as time since the guest was resumed.
+    Wait(Nanos),
 }

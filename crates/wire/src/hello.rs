@@ -69,6 +69,11 @@ pub enum Role {
         /// Which of the guest's disks.
         disk: u32,
     },
+    /// As [`Role::DiskPull`], for what the destination fetches before its guest asks for it.
+    DiskPrefetch {
+        /// Which of the guest's disks.
+        disk: u32,
+    },
 }
 
 impl Role {
@@ -80,6 +85,7 @@ impl Role {
             Role::MemoryDemand => (4, 0),
             Role::Disk { disk } => (5, disk),
             Role::DiskPull { disk } => (6, disk),
+            Role::DiskPrefetch { disk } => (7, disk),
         }
     }
 
@@ -91,6 +97,7 @@ impl Role {
             (4, 0) => Some(Role::MemoryDemand),
             (5, disk) => Some(Role::Disk { disk }),
             (6, disk) => Some(Role::DiskPull { disk }),
+            (7, disk) => Some(Role::DiskPrefetch { disk }),
             _ => None,
         }
     }

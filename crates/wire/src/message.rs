@@ -17,6 +17,8 @@ pub enum Message {
         missing_pages: UnitSet<Page>,
         /// Blocks left behind: the block bitmap. `None`: the guest has no disk.
         missing_blocks: Option<UnitSet<Block>>,
+        /// What the disk's schedule tells its twin; empty without a disk.
+        disk_note: Vec<u8>,
     },
     /// Destination to source: everything carried over is here and the device state is taken up.
     Loaded,
@@ -44,7 +46,7 @@ pub enum Message {
 pub enum Spoken {
     /// See [`Message::State`].
     State {
-        /// Whether a third attachment holds missing blocks.
+        /// Whether a third attachment holds missing blocks, and a fourth the note of the disk's schedule.
         has_disk: bool,
     },
     /// See [`Message::Loaded`].
@@ -88,10 +90,11 @@ impl Message {
     pub fn to_parts(&self) -> Result<(Spoken, Vec<Vec<u8>>), WireError> {
         let plain = |spoken| Ok((spoken, Vec::new()));
         match self {
-            Message::State { device, missing_pages, missing_blocks } => {
+            Message::State { device, missing_pages, missing_blocks, disk_note } => {
                 let mut attachments = vec![device.clone(), sets::encode(missing_pages)?];
                 if let Some(blocks) = missing_blocks {
                     attachments.push(sets::encode(blocks)?);
+                    attachments.push(disk_note.clone());
                 }
                 Ok((Spoken::State { has_disk: missing_blocks.is_some() }, attachments))
             }
@@ -117,14 +120,15 @@ impl Message {
         let given = attachments.len();
         let mut attachments = attachments.into_iter();
         let message = match (spoken, given) {
-            (Spoken::State { has_disk }, 2 | 3) if has_disk == blocks.is_some() && has_disk == (given == 3) => {
+            (Spoken::State { has_disk }, 2 | 4) if has_disk == blocks.is_some() && has_disk == (given == 4) => {
                 let device = attachments.next().unwrap_or_default();
                 let missing_pages = sets::decode(&attachments.next().unwrap_or_default(), pages)?;
                 let missing_blocks = match (attachments.next(), blocks) {
                     (Some(bytes), Some(blocks)) => Some(sets::decode(&bytes, blocks)?),
                     _ => None,
                 };
-                Message::State { device, missing_pages, missing_blocks }
+                let disk_note = attachments.next().unwrap_or_default();
+                Message::State { device, missing_pages, missing_blocks, disk_note }
             }
             (Spoken::Loaded {}, 0) => Message::Loaded,
             (Spoken::HandOver {}, 0) => Message::HandOver,
@@ -153,6 +157,7 @@ mod tests {
                 device: vec![1, 2, 3],
                 missing_pages: UnitSet::from_extents(100, [Extent { start: 3, count: 9 }]),
                 missing_blocks: Some(UnitSet::full(50)),
+                disk_note: vec![9, 9],
             },
             Message::Loaded,
             Message::HandOver,
@@ -171,10 +176,9 @@ mod tests {
 
     #[test]
     fn attachments_that_do_not_fit_are_refused() {
-        let (spoken, attachments) =
-            Message::State { device: vec![], missing_pages: UnitSet::full(10), missing_blocks: None }
-                .to_parts()
-                .unwrap();
+        let missing_pages = UnitSet::full(10);
+        let state = Message::State { device: vec![], missing_pages, missing_blocks: None, disk_note: vec![] };
+        let (spoken, attachments) = state.to_parts().unwrap();
         let again = || serde_json::from_value(serde_json::to_value(&spoken).unwrap()).unwrap();
         assert!(Message::from_parts(again(), attachments.clone(), 11, None).is_err());
         assert!(Message::from_parts(again(), vec![], 10, None).is_err());

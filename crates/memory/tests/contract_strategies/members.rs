@@ -237,6 +237,7 @@ fn a_schedule_may_be_asked_more_often_than_it_needs() {
                 unit_bytes: 4096,
                 unsent: &unsent,
                 peeked: None,
+                counts: None,
                 rounds: &[],
                 verdict: whimbrel_model::strategy::Verdict::Continue,
                 bandwidth: None,

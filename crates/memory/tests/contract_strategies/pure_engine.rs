@@ -232,6 +232,7 @@ impl Engine {
             unit_bytes: PAGE_BYTES,
             unsent: &self.unsent,
             peeked: self.peeked.as_ref(),
+            counts: None,
             rounds: &self.rounds,
             verdict: self.verdict,
             bandwidth: self.bandwidth(),
