@@ -274,6 +274,7 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
         bytes: bytes.0,
         filled_bytes: of.filled.0,
         block_bytes: of.block_size.0,
+        base_shared: of.base_shared,
     };
     TrialPlan {
         guest: GuestSpec {

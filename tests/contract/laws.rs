@@ -3,7 +3,7 @@
 use crate::support::{DISK_BYTES, Desk, Pair, RAM_BYTES, carry, guest, movement, plan, run, sent};
 use serde_json::{Value, json};
 use std::time::Duration;
-use whimbrel_disk::DISK_STRATEGIES;
+use whimbrel_disk::{DISK_PRESETS, DISK_STRATEGIES};
 use whimbrel_memory::SCHEDULES;
 use whimbrel_migration::commands::{Account, Command, LinkSpec};
 use whimbrel_migration::core::Ending;
@@ -104,6 +104,28 @@ fn a_return_of_a_guest_that_writes_on_sends_what_is_fresh_and_little_more() {
             .sum();
         assert!((missing..BLOCKS).contains(&sent), "{sent} sent, {missing} missing");
         assert_eq!(trips[0].2, Some(BLOCKS));
+    }
+}
+
+#[test]
+fn of_a_disk_on_a_shared_base_image_only_what_was_written_moves() {
+    let pair = Pair::start();
+    let strategies = DISK_STRATEGIES.names().filter(|name| *name != FAULTY).map(|name| ("strategy", name));
+    for (seed, (key, name)) in (1..).zip(strategies.chain(DISK_PRESETS.names().map(|name| ("preset", name)))) {
+        let mut spec = guest(seed, 2, busy());
+        spec.disk.iter_mut().for_each(|disk| disk.base_shared = true);
+        let mut plan = plan(spec, json!({}), json!({key: name}));
+        // There and back: what returns is what was written since the guest came.
+        plan.trips = 2;
+        for (_, events, missing) in &moved(&pair.hosts(), &plan) {
+            let missing = missing.expect("the guest has a disk");
+            let first = events.iter().map(|event| match event {
+                Event::Sent { family: Family::Disk, sent, .. } => sent.first_units,
+                _ => 0,
+            });
+            let first: u64 = first.sum();
+            assert!((missing..BLOCKS / 2).contains(&first), "{name}: {first} sent, {missing} missing");
+        }
     }
 }
 

@@ -13,13 +13,13 @@ use whimbrel_migration::session::Trip;
 use whimbrel_model::rng::Rng;
 use whimbrel_model::{Event, Mark, Moment};
 
-use Lane::{Control, Demand, DiskPull, DiskPush, Push};
+use Lane::{Control, Demand, DiskPrefetch, DiskPull, DiskPush, Push};
 use Toward::{Destination, Source};
 
 const FAULTY: &str = "faulty";
 
 /// Points of a move, in the order of its phases. Not every move comes by each.
-const POINTS: [Point; 27] = [
+const POINTS: [Point; 28] = [
     // Setup: within a hello, before its answer, while clocks are compared, before and while NBD negotiates.
     Point::Bytes(Control, Destination, 5),
     Point::Bytes(Control, Source, 3),
@@ -49,6 +49,7 @@ const POINTS: [Point; 27] = [
     Point::Since("hand_over", Demand, Source, 1),
     Point::Since("hand_over", DiskPush, Destination, 4 << 10),
     Point::Since("hand_over", DiskPull, Destination, 4 << 10),
+    Point::Since("hand_over", DiskPrefetch, Destination, 4 << 10),
     Point::Before("whole"),
     Point::After("whole"),
     Point::Before("released"),

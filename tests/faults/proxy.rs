@@ -22,6 +22,7 @@ pub enum Lane {
     Demand = 4,
     DiskPush = 5,
     DiskPull = 6,
+    DiskPrefetch = 7,
 }
 
 /// A direction.

@@ -126,7 +126,7 @@ pub fn choice<T: DeserializeOwned>(table: Value) -> T {
 
 /// A guest with a disk.
 pub fn guest(seed: u64, vcpus: u32, workload: Value) -> GuestSpec {
-    let disk = DiskSpec { bytes: DISK_BYTES, filled_bytes: DISK_BYTES / 2, block_bytes: 4096 };
+    let disk = DiskSpec { bytes: DISK_BYTES, filled_bytes: DISK_BYTES / 2, block_bytes: 4096, base_shared: false };
     GuestSpec {
         name: format!("guest-{seed}"),
         machine: "thread".to_owned(),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use whimbrel_model::registry::Kind;
-use whimbrel_model::{Block, Entry, Parameters, Schedule};
+use whimbrel_model::{Block, Entry, Needs, Parameters, Schedule};
 
 /// What a strategy may know of the disk that it is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +127,11 @@ impl DiskChoice {
     pub fn build(&self, context: &BuildContext) -> DiskStrategy {
         let parameters = self.parameters().expect("a choice is checked when it is made");
         DiskStrategy { name: self.name().to_owned(), schedule: (self.entry().build)(&parameters, context) }
+    }
+
+    /// What the engine has to have ready for it.
+    pub fn needs(&self, context: &BuildContext) -> Needs {
+        self.build(context).schedule.needs()
     }
 
     fn key(&self) -> (&'static str, &'static str) {

@@ -31,6 +31,7 @@
 //! Outside the pull phase reads and writes take no lock; in it, only those that meet a missing block do (`pull`).
 
 mod arrivals;
+mod counts;
 mod image;
 mod in_flight;
 mod pull;
@@ -42,6 +43,7 @@ use crate::bitmap::BlockBitmap;
 use crate::error::DiskError;
 use crate::guest_disk::GuestDisk;
 use arrivals::Arrivals;
+use counts::Counters;
 use image::Image;
 use in_flight::InFlight;
 use pull::Pull;
@@ -69,6 +71,7 @@ pub struct Volume {
     in_flight: InFlight,
     dirty: Recorder,
     fresh: Recorder,
+    counters: Counters,
     arrivals: RwLock<Arrivals>,
     /// Whether the guest may meet a missing block; what lets it pass without a lock where not.
     pulling: AtomicBool,
@@ -135,6 +138,7 @@ impl Volume {
             in_flight: InFlight::default(),
             dirty: Recorder::off(blocks),
             fresh: Recorder::off(blocks),
+            counters: Counters::default(),
             arrivals: RwLock::new(Arrivals::Wanted),
             pulling: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
@@ -192,10 +196,11 @@ impl Volume {
         self.dirty.blocks.count()
     }
 
-    /// Stops recording for a migration and forgets what was recorded.
+    /// Stops recording and counting for a migration and forgets what was recorded.
     pub fn disarm(&self) {
         self.dirty.on.store(false, SeqCst);
         self.dirty.blocks.clear_all();
+        self.end_counts();
     }
 
     /// What the host that the guest came from lacks: every block written since the guest came. All blocks for a guest
@@ -326,6 +331,7 @@ impl Volume {
     fn mark(&self, extent: Extent) {
         self.dirty.mark(extent);
         self.fresh.mark(extent);
+        self.counters.count(extent);
     }
 
     fn pull_under_way(&self) -> Option<Arc<Pull>> {

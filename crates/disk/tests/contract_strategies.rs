@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use whimbrel_disk::{BLOCK_BYTES, BuildContext, DISK_PRESETS, DISK_STRATEGIES, DiskChoice};
 use whimbrel_model::event::{EndedBy, Family, Round};
 use whimbrel_model::strategy::{Stage, Verdict};
-use whimbrel_model::{Block, Extent, Nanos, Observe, Ordered, Parameters, Rest, Rng, Schedule, Step, UnitSet, View};
+use whimbrel_model::{
+    Block, Extent, Nanos, Observe, Ordered, Parameters, Pull, PullView, Rest, Rng, Schedule, Step, UnitSet, View,
+    WriteCounts,
+};
 
 const BLOCKS: u64 = 1000;
 
@@ -32,8 +35,13 @@ struct Engine {
     unsent: UnitSet<Block>,
     dirty: UnitSet<Block>,
     peeked: Option<UnitSet<Block>>,
+    /// Where the strategy needs them: blocks a counter, and the counts.
+    writes: Option<(u64, Vec<u32>)>,
+    counts: Option<WriteCounts<Block>>,
     sent: UnitSet<Block>,
     sent_total: u64,
+    /// What the destination fetched, in order.
+    fetched: Vec<u64>,
     rounds: Vec<Round>,
     in_round: u64,
     stage: Stage,
@@ -51,6 +59,9 @@ impl Engine {
             unsent,
             dirty,
             peeked,
+            writes: None,
+            counts: None,
+            fetched: Vec::new(),
             sent,
             sent_total: 0,
             rounds: Vec::new(),
@@ -68,6 +79,7 @@ impl Engine {
             unit_bytes: BLOCK_BYTES,
             unsent: &self.unsent,
             peeked: self.peeked.as_ref(),
+            counts: self.counts.as_ref(),
             rounds: &self.rounds,
             verdict: Verdict::Continue,
             bandwidth: None,
@@ -89,12 +101,25 @@ impl Engine {
             };
             let writes = rate as u64 + u64::from(self.rng.chance(rate.fract()));
             for _ in 0..writes {
-                self.dirty.insert(self.rng.below(among));
+                let block = self.rng.below(among);
+                self.write(block);
             }
         }
     }
 
+    fn write(&mut self, block: u64) {
+        self.dirty.insert(block);
+        if let Some((stretch, counts)) = &mut self.writes {
+            counts[(block / *stretch) as usize] += 1;
+        }
+    }
+
+    fn look(&mut self) {
+        self.counts = self.writes.as_ref().map(|(stretch, counts)| WriteCounts::new(*stretch, counts.clone()));
+    }
+
     fn take(&mut self) {
+        self.look();
         let round = Round {
             kind: Family::Disk,
             start_ns: 0,
@@ -121,16 +146,22 @@ impl Engine {
         steps: Vec<Step<Block>>,
     ) -> Result<Option<(Rest, EndedBy)>, Outcome> {
         let mut ready = None;
+        let takes = steps.contains(&Step::Observe(Observe::Take));
         for step in steps {
             match step {
                 Step::Push { units, .. } => {
                     self.push(&units);
-                    // Everything is sent, and the take is still to come: nothing may be concluded yet.
-                    let early = self.ask(schedule, false);
-                    assert!(!early.iter().any(|step| matches!(step, Step::Push { .. })), "{early:?}");
+                    if takes {
+                        // Everything is sent, and the take is still to come: nothing may be concluded yet.
+                        let early = self.ask(schedule, false);
+                        assert!(!early.iter().any(|step| matches!(step, Step::Push { .. })), "{early:?}");
+                    }
                 }
                 Step::Observe(Observe::Take) => self.take(),
-                Step::Observe(Observe::Peek) => self.peeked = Some(self.dirty.clone()),
+                Step::Observe(Observe::Peek) => {
+                    self.look();
+                    self.peeked = Some(self.dirty.clone());
+                }
                 Step::Wait(_) => {}
                 Step::Ready { rest, ended_by, .. } => ready = Some((rest, ended_by)),
                 Step::Abort(reason) => {
@@ -155,28 +186,56 @@ impl Engine {
         panic!("still not ready after 100 answers");
     }
 
+    /// The destination's part: it must fetch what the source doesn't push, each block once.
+    fn prefetch(&mut self, schedule: &mut dyn Schedule<Block>) {
+        let note = schedule.note(&View { counts: self.counts.as_ref(), ..paused(&self.unsent) });
+        let mut unfetched = self.unsent.clone();
+        for _ in 0..100 {
+            let view = PullView { now: Nanos(0), unit_bytes: BLOCK_BYTES, unfetched: &unfetched };
+            let pulls = schedule.destination(&view, &note);
+            if pulls.is_empty() {
+                return;
+            }
+            for pull in pulls {
+                let Pull::Fetch { units, .. } = pull else { continue };
+                for block in units.extents().iter().copied().flat_map(Extent::indices) {
+                    assert!(unfetched.remove(block), "block {block} was fetched and is not missing");
+                    assert!(self.unsent.remove(block));
+                    self.sent.insert(block);
+                    self.fetched.push(block);
+                    self.sent_total += 1;
+                }
+            }
+        }
+        panic!("the destination asks without end");
+    }
+
     /// A whole move; every block must have been sent in the version that the guest left.
     fn run(&mut self, schedule: &mut dyn Schedule<Block>) -> Outcome {
         self.moved(schedule).unwrap_or_else(|aborted| aborted)
     }
 
     fn moved(&mut self, schedule: &mut dyn Schedule<Block>) -> Result<Outcome, Outcome> {
+        let needs = schedule.needs();
+        self.writes = needs.counts.map(|stretch| (stretch, vec![0; BLOCKS.div_ceil(stretch) as usize]));
         let (rest, ended_by) = self.until_ready(schedule)?;
         // The other family takes its time: the guest writes on, and readiness stays.
         for block in [1, 500] {
-            self.dirty.insert(block);
-            let steps = self.ask(schedule, false);
-            assert!(matches!(steps[..], [Step::Ready { .. }, ..] | [.., Step::Ready { .. }]), "{steps:?}");
-            self.carry_out(schedule, steps)?;
+            self.write(block);
+            assert_eq!(self.until_ready(schedule)?.0, rest);
         }
         self.stage = Stage::Paused;
         self.unsent.union(&self.dirty);
         self.dirty.clear();
         let at_pause = self.unsent.count();
+        self.look();
         let paused = self.ask(schedule, true);
         if rest == Rest::LeaveBehind {
             assert_eq!(paused, [], "what is left behind costs no downtime");
             self.stage = Stage::Pull;
+        }
+        if needs.prefetch {
+            self.prefetch(schedule);
         }
         for _ in 0..100 {
             for step in self.ask(schedule, true) {
@@ -189,6 +248,22 @@ impl Engine {
             }
         }
         panic!("{:?} never crossed", self.unsent);
+    }
+}
+
+/// What a schedule sees in the pause.
+fn paused(unsent: &UnitSet<Block>) -> View<'_, Block> {
+    View {
+        now: Nanos(0),
+        stage: Stage::Paused,
+        unit_bytes: BLOCK_BYTES,
+        unsent,
+        peeked: None,
+        counts: None,
+        rounds: &[],
+        verdict: Verdict::Continue,
+        bandwidth: None,
+        other_ready: true,
     }
 }
 
@@ -334,6 +409,81 @@ fn iterative_ends_its_rounds_and_then_stays_close_behind_the_guest() {
     let Outcome::Moved { ended_by, at_pause, .. } = outcome else { panic!("{outcome:?}") };
     assert_eq!((ended_by, engine.rounds.len()), (EndedBy::RoundBound, 7));
     assert!(at_pause >= 200, "{at_pause}");
+}
+
+/// A table with chunks of 4 blocks, of which a disk as small as this one has 250.
+fn chunked(key: &str, name: &str) -> Value {
+    json!({key: name, "chunk": "16 KiB"})
+}
+
+#[test]
+fn the_counter_bounds_the_push_whatever_the_guest_writes() {
+    for threshold in 1..4 {
+        let mut table = chunked("preset", "nicolae2012");
+        (table["threshold"], table["drain"]) = (threshold.into(), true.into());
+        let mut engine = Engine::new(UnitSet::full(BLOCKS), Writer::Uniform(3.0));
+        let schedule = &mut *choice(table).build(&context()).schedule;
+        engine.writes = schedule.needs().counts.map(|stretch| (stretch, vec![0; BLOCKS.div_ceil(stretch) as usize]));
+        let (rest, _) = engine.until_ready(schedule).unwrap();
+        assert_eq!(rest, Rest::LeaveBehind);
+        assert!(engine.sent_total <= threshold * BLOCKS, "{} pushed, threshold {threshold}", engine.sent_total);
+    }
+}
+
+#[test]
+fn what_was_written_most_is_fetched_first() {
+    let order = |prefetch: &str| {
+        let mut table = chunked("preset", "nicolae2012");
+        (table["prefetch"], table["threshold"]) = (prefetch.into(), 1.into());
+        if prefetch == "hot-first" {
+            table["hot"] = "count".into();
+        }
+        let schedule = &mut *choice(table).build(&context()).schedule;
+        let mut engine = Engine::new(UnitSet::full(BLOCKS), Writer::Idle);
+        let mut counts = vec![0; 250];
+        (counts[7], counts[200], counts[100]) = (2, 9, 2);
+        engine.counts = Some(WriteCounts::new(4, counts));
+        engine.stage = Stage::Pull;
+        engine.prefetch(schedule);
+        engine.fetched.iter().step_by(4).map(|block| block / 4).take(5).collect::<Vec<_>>()
+    };
+    assert_eq!(order("count"), [200, 7, 100, 0, 1]);
+    assert_eq!(order("hot-first"), [7, 100, 200, 0, 1]);
+    assert_eq!(order("index"), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn the_released_codes_rule_keeps_back_what_is_written_while_it_waits_and_repeats_what_was_pushed() {
+    let schedule = &mut *choice(chunked("preset", "blobseer")).build(&context()).schedule;
+    let mut engine = Engine::new(UnitSet::full(BLOCKS), Writer::Idle);
+    engine.writes = Some((4, vec![0; 250]));
+    let first = engine.ask(schedule, false);
+    engine.carry_out(schedule, first).unwrap_or_else(|e| panic!("{e:?}"));
+    // Chunk 0 was pushed, chunk 249 waits: both are written.
+    assert!(engine.sent.contains(0) && !engine.sent.contains(999));
+    engine.write(0);
+    engine.write(999);
+    for _ in 0..60 {
+        engine.look();
+        let steps = engine.ask(schedule, false);
+        engine.carry_out(schedule, steps).unwrap_or_else(|e| panic!("{e:?}"));
+    }
+    assert_eq!(engine.unsent.iter().collect::<Vec<_>>(), [996, 997, 998, 999]);
+    assert_eq!(engine.sent_total, BLOCKS - 4 + 1, "the pushed block that was written went again");
+}
+
+#[test]
+fn a_note_may_hold_anything() {
+    let schedule = &mut *choice(json!({"preset": "nicolae2012"})).build(&context()).schedule;
+    let mut rng = Rng::new(5);
+    for length in 0..64 {
+        let note: Vec<u8> = (0..length).map(|_| rng.next_u64() as u8).collect();
+        let unfetched = UnitSet::full(BLOCKS);
+        let view = PullView { now: Nanos(0), unit_bytes: BLOCK_BYTES, unfetched: &unfetched };
+        let pulls = schedule.destination(&view, &note);
+        let Pull::Fetch { units, .. } = &pulls[0] else { panic!("{pulls:?}") };
+        assert_eq!(units.count(), BLOCKS);
+    }
 }
 
 #[test]

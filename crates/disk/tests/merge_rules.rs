@@ -283,7 +283,7 @@ proptest! {
     }
 }
 
-/// Three vCPUs write parts of the same blocks and whole blocks, a push and pulls race for all of them.
+/// Three vCPUs write parts of the same blocks and whole blocks; a push, or a prefetch, and pulls race for all of them.
 #[test]
 fn racing_threads_leave_the_reference() {
     const GUESTS: u64 = 3;
@@ -302,14 +302,18 @@ fn racing_threads_leave_the_reference() {
         let disks: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let (volume, source) = (&volume, &source);
             let _unstick = Unstick(volume, &*fetch);
-            // The source's push, and its answers to pulls, each a thread: any block may come twice.
+            // The source's push, and its answers to pulls, each a thread: any block may come twice. Or a prefetch: then
+            // a guest that needs a block on its way waits for that.
             scope.spawn(move || {
                 let mut rng = Rng::new(seed);
                 let mut start = 0;
                 begin.wait();
                 while start < BLOCKS {
                     let count = (1 + rng.below(5)).min(BLOCKS - start);
-                    deliver(volume, source, Extent { start, count });
+                    let extent = Extent { start, count };
+                    let runs = if seed % 2 == 0 { vec![extent] } else { volume.begin_prefetch(extent) };
+                    std::thread::yield_now();
+                    runs.into_iter().for_each(|run| drop(deliver(volume, source, run)));
                     start += count;
                     std::thread::yield_now();
                 }

@@ -310,10 +310,15 @@ impl Desk {
         self.shared.expected().insert(movement.session, hand_over);
         let (machine, volume) = (Arc::clone(&guest.machine), guest.volume.clone());
         let (runtime, told, link) = (self.runtime.clone(), recorder.clone(), nic.clone());
+        let context = guest.disk_context();
+        let needs = context.as_ref().map(|context| movement.disk.needs(context));
+        let prefetch = context.filter(|_| needs.is_some_and(|needs| needs.prefetch));
+        let prefetch = prefetch.map(|context| movement.disk.build(&context).schedule);
         let thread = std::thread::spawn(move || {
             let _within = runtime.enter();
-            let connections = accept_roles(&coming, &link, volume.is_some())?;
-            run_destination(DestinationParts { machine, volume, connections, recorder: told, runtime: runtime.clone() })
+            let connections = accept_roles(&coming, &link, needs)?;
+            let runtime = runtime.clone();
+            run_destination(DestinationParts { machine, volume, prefetch, connections, recorder: told, runtime })
         });
         self.expected = Some(Expected { session: movement.session, nic, cpu_ns: self.cpu_ns(), recorder, thread });
         Ok(())
@@ -377,11 +382,13 @@ impl Desk {
     ) -> Result<Left, DriverError> {
         let _within = self.runtime.enter();
         let token = self.shared.token.as_ref();
-        let connections = connect_roles(to, nic, movement.session, token, guest.volume.is_some())?;
+        let needs = guest.disk_context().map(|context| movement.disk.needs(&context));
+        let connections = connect_roles(to, nic, movement.session, token, needs)?;
         let parts = SourceParts {
             machine: Arc::clone(&guest.machine),
             volume: guest.volume.clone(),
             movement,
+            incremental: movement.incremental || guest.is_on_base(),
             seed: guest.spec.seed,
             connections,
             log: guest.dirty_log()?,

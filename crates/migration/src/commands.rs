@@ -43,6 +43,8 @@ pub struct DiskSpec {
     pub filled_bytes: u64,
     /// The granule of tracking in bytes.
     pub block_bytes: u64,
+    /// Every host has what it holds before operation 0, as a base image: only blocks that were modified since move.
+    pub base_shared: bool,
 }
 
 /// A host's side of the link.

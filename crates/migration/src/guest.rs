@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use whimbrel_disk::{GuestDisk, Volume};
+use whimbrel_disk::{BuildContext as BlocksContext, GuestDisk, Volume};
 use whimbrel_machine::machines::Kind;
 use whimbrel_machine::twin::ReadDisk;
 use whimbrel_machine::{
@@ -63,6 +63,8 @@ pub(crate) struct Guest {
     ram: Arc<GuestRam>,
     pool: Arc<RamPool>,
     image: Option<PathBuf>,
+    /// It began here, on a base image that every host has.
+    on_base: bool,
     twin: Option<Twin>,
 }
 
@@ -88,11 +90,14 @@ impl Guest {
             }
             None => None,
         };
-        if begin == Begin::New {
-            fill(&spec, &ram, &volume)?;
+        let on_base = begin == Begin::New && spec.disk.is_some_and(|disk| disk.base_shared);
+        fill(&spec, begin, &ram, &volume)?;
+        if on_base {
+            // From here on it is known what was modified since the base image.
+            volume.iter().for_each(|volume| volume.begin_visit());
         }
         let machine = build_machine(&spec, begin, &ram, &volume)?;
-        Ok(Guest { spec, machine, volume, ram, pool: Arc::clone(pool), image, twin: None })
+        Ok(Guest { spec, machine, volume, ram, pool: Arc::clone(pool), image, on_base, twin: None })
     }
 
     /// Makes ready for the guest's return: RAM and disk stay as they are, the machine starts anew.
@@ -103,6 +108,17 @@ impl Guest {
         self.machine.stop();
         self.machine = build_machine(&self.spec, Begin::Arriving, &self.ram, &self.volume)?;
         Ok(())
+    }
+
+    /// Whether any host has the disk as it was when the guest began here.
+    pub(crate) fn is_on_base(&self) -> bool {
+        self.on_base
+    }
+
+    /// What a disk strategy may know of the guest's disk, if it has one.
+    pub(crate) fn disk_context(&self) -> Option<BlocksContext> {
+        let volume = self.volume.as_ref()?;
+        Some(BlocksContext { blocks: volume.blocks(), block_bytes: volume.block_bytes(), seed: self.spec.seed })
     }
 
     /// A dirty log over the guest's RAM.
@@ -194,13 +210,15 @@ impl Drop for Guest {
     }
 }
 
-/// Fills RAM and disk with what the guest holds before operation 0.
-fn fill(spec: &GuestSpec, ram: &GuestRam, volume: &Option<Arc<Volume>>) -> Result<(), DriverError> {
+/// Fills RAM and disk with what the guest holds before operation 0. Where the guest is to arrive, that is no more than the
+/// disk's base image, if every host has it.
+fn fill(spec: &GuestSpec, begin: Begin, ram: &GuestRam, volume: &Option<Arc<Volume>>) -> Result<(), DriverError> {
     let (content, seed) = (spec.workload.content(), spec.seed);
-    if kind(spec)?.filled_by_host {
+    if begin == Begin::New && kind(spec)?.filled_by_host {
         fill_ram(ram, ram.pages(), content, seed);
     }
-    if let (Some(volume), Some(disk)) = (volume, spec.disk) {
+    let holds = |disk: &DiskSpec| begin == Begin::New || disk.base_shared;
+    if let (Some(volume), Some(disk)) = (volume, spec.disk.filter(holds)) {
         fill_disk(disk.filled_bytes, content, seed, |offset, data| volume.receive(offset, data))?;
     }
     Ok(())

@@ -8,6 +8,9 @@ use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::stream::Shape;
 use whimbrel_model::{ByteRate, Bytes, Nanos, PAGE_BYTES};
 
+/// The words of `guest.base`: whether the destination has the disk's first content already.
+const OWN: &str = "own";
+const SHARED: &str = "shared";
 /// The most vCPUs of a guest.
 const MOST_VCPUS: u64 = 8;
 /// The most guests that migrate at the same time.
@@ -32,6 +35,8 @@ pub struct Guest {
     pub disk: Option<Bytes>,
     /// What of the disk holds content before operation 0; 0 without a disk.
     pub filled: Bytes,
+    /// Both hosts have what the disk holds before operation 0: only blocks modified since move.
+    pub base_shared: bool,
     /// The granule of disk tracking.
     pub block_size: Bytes,
     /// How long the guest runs before the migration is requested.
@@ -138,6 +143,7 @@ impl Guest {
         if let Some(disk) = self.disk {
             table["disk"] = exact_size(disk).into();
             table["filled"] = exact_size(self.filled).into();
+            table["base"] = if self.base_shared { SHARED } else { OWN }.into();
             table["block_size"] = exact_size(self.block_size).into();
         }
         table
@@ -187,7 +193,7 @@ fn read_coordinator(fields: &Fields<'_>, guest: &Guest, link: &Link) -> Result<C
 }
 
 fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
-    fields.only(&["machine", "ram", "vcpus", "count", "trips", "disk", "filled", "block_size", "settle"])?;
+    fields.only(&["machine", "ram", "vcpus", "count", "trips", "disk", "filled", "base", "block_size", "settle"])?;
     let machines = families::machine_names();
     let small = |key: &str, most| fields.count(key, 1, 1..=most).map(|n| n as u32);
     let guest = Guest {
@@ -198,6 +204,7 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
         trips: small("trips", MOST_TRIPS)?,
         disk: fields.size("disk")?,
         filled: fields.size("filled")?.unwrap_or(Bytes(0)),
+        base_shared: fields.word("base", "base image", &[OWN, SHARED])? == Some(SHARED),
         block_size: fields.size("block_size")?.unwrap_or(Bytes(4096)),
         settle: fields.duration("settle")?.unwrap_or(Nanos(500_000_000)),
     };
@@ -222,6 +229,9 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
         }
         Some(disk) if guest.filled > disk => {
             refuse("filled", guest.filled, &format!("at most the disk's {:?}", exact_size(disk)))
+        }
+        None if guest.base_shared => {
+            Err(fields.refuse("base", &format!("{SHARED:?}"), "it together with guest.disk, or leave it out"))
         }
         None if guest.filled.0 > 0 => refuse("filled", guest.filled, "it together with guest.disk, or leave it out"),
         _ if !guest.filled.0.is_multiple_of(SECTOR_BYTES) => refuse("filled", guest.filled, "a multiple of \"512 B\""),

@@ -159,6 +159,12 @@ impl Volume {
         }
     }
 
+    /// The runs of an extent that a prefetch is to fetch: missing, and not on their way already. Who asks must fetch them,
+    /// or end the pulling ([`Volume::fail_pull`]): a guest that comes to need one waits for that.
+    pub fn begin_prefetch(&self, extent: Extent) -> Vec<Extent> {
+        self.merging(|pull| pull.begin_prefetch(extent)).unwrap_or_default()
+    }
+
     /// How many blocks are missing; 0 outside the pull phase.
     pub fn missing(&self) -> u64 {
         self.merging(Pull::missing).unwrap_or(0)

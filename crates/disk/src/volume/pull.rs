@@ -6,6 +6,7 @@
 //! | guest write that covers a part of it        | fetched, waited for, then merged       | stored             |
 //! | guest read                                  | fetched and waited for                 | served             |
 //! | the block arrives, pushed or fetched        | stored, no longer missing, waiters wake | dropped            |
+//! | a prefetch of it is about to begin          | on its way: no request is sent for it  | not fetched        |
 //!
 //! A bit of `todo` is only ever cleared, and only under the lock of the block's stripe, after the block has been stored.
 //! So who sees it clear needs no lock: the block is here, and no arrival will overwrite it any more. Who sees it set
@@ -45,13 +46,13 @@ const STRIPES: u64 = 64;
 
 #[derive(Default)]
 struct Stripe {
-    /// The blocks that were asked for, and when.
-    asked: Mutex<BTreeMap<u64, Instant>>,
+    /// The blocks that are on their way because of a request; since when a guest waits, where one does.
+    asked: Mutex<BTreeMap<u64, Option<Instant>>>,
     news: Condvar,
 }
 
 impl Stripe {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Option<Instant>>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -197,7 +198,8 @@ impl Pull {
                     }
                     stored += self.todo.clear(run);
                     for block in run.indices() {
-                        waited.extend(asked.remove(&block).map(|since| (block, since.elapsed().as_nanos() as u64)));
+                        let since = asked.remove(&block).flatten();
+                        waited.extend(since.map(|since| (block, since.elapsed().as_nanos() as u64)));
                     }
                 }
                 drop(asked);
@@ -218,13 +220,38 @@ impl Pull {
     fn request(&self, block: u64) {
         {
             let mut asked = self.stripe(block).lock();
-            if !self.todo.is_set(block) || asked.contains_key(&block) || self.failed.get().is_some() {
+            if !self.todo.is_set(block) || self.failed.get().is_some() {
                 return;
             }
-            asked.insert(block, Instant::now());
+            let on_its_way = asked.contains_key(&block);
+            asked.entry(block).or_default().get_or_insert_with(Instant::now);
+            if on_its_way {
+                return;
+            }
         }
         // Without the lock: the answer may come before this returns.
         self.fetch.fetch(block);
+    }
+
+    /// The runs of an extent that are to be prefetched: missing, and not on their way. They are on their way from now on.
+    pub(crate) fn begin_prefetch(&self, extent: Extent) -> Vec<Extent> {
+        let mut runs: Vec<Extent> = Vec::new();
+        for group in groups(extent) {
+            let mut asked = self.stripe(group.start).lock();
+            let mut at = group.start;
+            while let Some(block) = self.todo.next_in(Extent { start: at, count: group.end() - at }) {
+                at = block + 1;
+                if asked.contains_key(&block) {
+                    continue;
+                }
+                asked.insert(block, None);
+                match runs.last_mut() {
+                    Some(last) if last.end() == block => last.count += 1,
+                    _ => runs.push(Extent { start: block, count: 1 }),
+                }
+            }
+        }
+        runs
     }
 
     /// Returns when the block is here.

@@ -1,7 +1,8 @@
 //! The destination's core: takes up what the source says, resumes once and only once, and knows when it is whole.
 
 use super::Ending;
-use whimbrel_model::{Block, Event, Family, Moment, Nanos, Page, Phase, UnitSet};
+use super::fetching::{Fetching, Job};
+use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Page, Phase, Schedule, UnitSet};
 use whimbrel_wire::Message;
 
 /// What happens to the destination's core.
@@ -24,6 +25,13 @@ pub enum DestinationInput {
         /// How many.
         units: u64,
     },
+    /// The blocks of a prefetch are here.
+    Fetched {
+        /// The job's number.
+        job: u64,
+    },
+    /// The instant of a [`DestinationEffect::TimerAt`] has come.
+    Timer,
     /// The link is gone, or this host can't go on.
     Lost(String),
 }
@@ -46,6 +54,17 @@ pub enum DestinationEffect {
     Say(Message),
     /// Ask the source for pages that a vCPU waits for.
     Fetch(Vec<u64>),
+    /// Fetch what of these blocks is still missing; [`DestinationInput::Fetched`] answers.
+    Prefetch {
+        /// The job's number.
+        job: u64,
+        /// The blocks.
+        extent: Extent,
+        /// The most of the link that it may take.
+        limit: Option<ByteRate>,
+    },
+    /// Call again at this instant.
+    TimerAt(Nanos),
     /// Record an event.
     Record(Event),
     /// This was the end.
@@ -67,13 +86,14 @@ enum State {
     Finished,
 }
 
-/// The device state, and the pages and blocks that the guest will lack.
-type DeviceState = (Vec<u8>, UnitSet<Page>, Option<UnitSet<Block>>);
+/// The device state, the pages and blocks that the guest will lack, and the note of the disk's schedule.
+type DeviceState = (Vec<u8>, UnitSet<Page>, Option<UnitSet<Block>>, Vec<u8>);
 
 /// The destination's core.
 pub struct DestinationCore {
     state: State,
     device: Option<DeviceState>,
+    fetching: Option<Fetching>,
     barriers: u32,
     pages_left: u64,
     blocks_left: u64,
@@ -82,18 +102,13 @@ pub struct DestinationCore {
     handed_over: bool,
 }
 
-impl Default for DestinationCore {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl DestinationCore {
-    /// A core that receives.
-    pub fn new() -> Self {
+    /// A core that receives. `disk`: what orders the prefetch of the disk's blocks, and the block size in bytes.
+    pub fn new(disk: Option<(Box<dyn Schedule<Block>>, u64)>) -> Self {
         DestinationCore {
             state: State::Receiving,
             device: None,
+            fetching: disk.map(|(schedule, block_bytes)| Fetching::new(schedule, block_bytes)),
             barriers: 0,
             pages_left: 0,
             blocks_left: 0,
@@ -109,7 +124,7 @@ impl DestinationCore {
     }
 
     /// Takes one input in, and lets out what is to be done about it.
-    pub fn on(&mut self, _now: Nanos, input: DestinationInput, effects: &mut Vec<DestinationEffect>) {
+    pub fn on(&mut self, now: Nanos, input: DestinationInput, effects: &mut Vec<DestinationEffect>) {
         if self.state == State::Finished {
             return;
         }
@@ -124,6 +139,7 @@ impl DestinationCore {
             DestinationInput::Resumed => {
                 effects.push(record(Moment::Resumed));
                 effects.push(DestinationEffect::Say(Message::Resumed));
+                self.fetching.iter_mut().for_each(|fetching| fetching.begin(now));
                 self.check_whole(effects);
             }
             DestinationInput::Fault(pages) => effects.push(DestinationEffect::Fetch(pages)),
@@ -135,14 +151,34 @@ impl DestinationCore {
                 self.blocks_left = units;
                 self.check_whole(effects);
             }
+            DestinationInput::Fetched { .. } => self.fetching.iter_mut().for_each(Fetching::fetched),
+            DestinationInput::Timer => {}
             DestinationInput::Lost(reason) => self.lost(reason, effects),
         }
+        self.prefetch(now, effects);
+    }
+
+    /// Keeps the prefetching lane busy as long as blocks are missing.
+    fn prefetch(&mut self, now: Nanos, effects: &mut Vec<DestinationEffect>) {
+        let Some(fetching) = self.fetching.as_mut().filter(|_| self.state == State::Running && !self.whole.1) else {
+            return;
+        };
+        let mut jobs = Vec::new();
+        fetching.drive(now, &mut jobs);
+        effects.extend(jobs.into_iter().map(|Job { number, extent, limit }| DestinationEffect::Prefetch {
+            job: number,
+            extent,
+            limit,
+        }));
+        effects.extend(fetching.wakes_at().map(DestinationEffect::TimerAt));
     }
 
     fn said(&mut self, message: Message, effects: &mut Vec<DestinationEffect>) {
         match (message, self.state) {
-            (Message::State { device, missing_pages, missing_blocks }, State::Receiving) if self.device.is_none() => {
-                self.device = Some((device, missing_pages, missing_blocks));
+            (Message::State { device, missing_pages, missing_blocks, disk_note }, State::Receiving)
+                if self.device.is_none() =>
+            {
+                self.device = Some((device, missing_pages, missing_blocks, disk_note));
                 self.load_if_complete(effects);
             }
             (Message::HandOver, State::Loaded) => {
@@ -174,7 +210,10 @@ impl DestinationCore {
         if self.barriers == 0 {
             return;
         }
-        if let Some((device, missing_pages, missing_blocks)) = self.device.take() {
+        if let Some((device, missing_pages, missing_blocks, note)) = self.device.take() {
+            if let (Some(fetching), Some(missing)) = (&mut self.fetching, &missing_blocks) {
+                fetching.learn(note, missing.clone());
+            }
             self.pages_left = missing_pages.count();
             self.blocks_left = missing_blocks.as_ref().map_or(0, UnitSet::count);
             self.state = State::Loading;

@@ -7,6 +7,7 @@ use whimbrel_model::event::{EndedBy, Round, Sent};
 use whimbrel_model::strategy::{Stage, Verdict};
 use whimbrel_model::{
     Block, ByteRate, Event, Extent, Family, Nanos, Observe, Page, Rest, Schedule, Step, Unit, UnitSet, View,
+    WriteCounts,
 };
 
 /// Bytes that one job asks a lane to send.
@@ -51,7 +52,7 @@ pub(super) struct Around {
 /// The part of a unit's type that the core needs: which family, and how a written set of it is told apart.
 pub(super) trait FlowUnit: Unit {
     const FAMILY: Family;
-    fn of(written: Written) -> Option<UnitSet<Self>>;
+    fn of(written: Written) -> Option<(UnitSet<Self>, Option<WriteCounts<Self>>)>;
     fn choose(
         select: &mut dyn Select,
         run: Extent,
@@ -63,10 +64,10 @@ pub(super) trait FlowUnit: Unit {
 
 impl FlowUnit for Page {
     const FAMILY: Family = Family::Memory;
-    fn of(written: Written) -> Option<UnitSet<Page>> {
+    fn of(written: Written) -> Option<(UnitSet<Page>, Option<WriteCounts<Page>>)> {
         match written {
-            Written::Pages(set) => Some(set),
-            Written::Blocks(_) => None,
+            Written::Pages(set) => Some((set, None)),
+            Written::Blocks(..) => None,
         }
     }
     fn choose(
@@ -82,9 +83,9 @@ impl FlowUnit for Page {
 
 impl FlowUnit for Block {
     const FAMILY: Family = Family::Disk;
-    fn of(written: Written) -> Option<UnitSet<Block>> {
+    fn of(written: Written) -> Option<(UnitSet<Block>, Option<WriteCounts<Block>>)> {
         match written {
-            Written::Blocks(set) => Some(set),
+            Written::Blocks(set, counts) => Some((set, counts)),
             Written::Pages(_) => None,
         }
     }
@@ -131,6 +132,7 @@ pub(super) struct Flow<U: FlowUnit> {
     holes: UnitSet<U>,
     sent_before: UnitSet<U>,
     peeked: Option<UnitSet<U>>,
+    counts: Option<WriteCounts<U>>,
     queue: VecDeque<Extent>,
     limit: Option<ByteRate>,
     steps: VecDeque<Step<U>>,
@@ -168,6 +170,7 @@ impl<U: FlowUnit> Flow<U> {
             holes,
             sent_before: UnitSet::empty(len),
             peeked: None,
+            counts: None,
             queue: VecDeque::new(),
             limit: None,
             steps: VecDeque::new(),
@@ -272,11 +275,25 @@ impl<U: FlowUnit> Flow<U> {
         self.queue.extend(self.unsent.extents());
     }
 
-    /// A set of units was taken up by the destination by itself (a pull): it needn't be sent.
-    pub(super) fn forget(&mut self, extent: Extent) -> u64 {
-        let count = self.unsent.count_in(extent);
-        self.unsent.remove_extent(extent);
-        count
+    /// A set of units was taken up by the destination by itself (a pull): what of it was unsent needn't be sent.
+    pub(super) fn forget(&mut self, extent: Extent) -> Sent {
+        let mut runs = Vec::new();
+        for part in still_unsent(&self.unsent, extent) {
+            self.unsent.remove_extent(part);
+            split_by(&mut self.sent_before, part, &mut runs);
+        }
+        let mut sent = Sent::default();
+        for run in runs {
+            let (units, bytes) = if run.again {
+                (&mut sent.again_units, &mut sent.again_bytes)
+            } else {
+                (&mut sent.first_units, &mut sent.first_bytes)
+            };
+            *units += run.extent.count;
+            *bytes += run.extent.count * self.unit_bytes;
+            sent.raw_units += run.extent.count;
+        }
+        sent
     }
 
     /// Units that the destination asks for: those unsent leave the push order and are returned to be sent at once.
@@ -315,12 +332,13 @@ impl<U: FlowUnit> Flow<U> {
     pub(super) fn observed(
         &mut self,
         observe: Observe,
-        written: UnitSet<U>,
+        (written, counts): (UnitSet<U>, Option<WriteCounts<U>>),
         stage: Stage,
         now: Nanos,
         requested: Nanos,
     ) -> Option<Round> {
         let was = std::mem::replace(&mut self.awaiting, Awaiting::Nothing);
+        self.counts = counts;
         if was == Awaiting::PeekToSelect {
             self.since_peek = Some(0);
         }
@@ -513,17 +531,33 @@ impl<U: FlowUnit> Flow<U> {
     }
 
     fn ask(&mut self, around: &Around, requested: Nanos) -> Vec<Step<U>> {
-        self.schedule.source(&View {
+        self.show(around, requested, |schedule, view| schedule.source(view))
+    }
+
+    /// What the schedule tells its twin at the destination.
+    pub(super) fn note(&mut self, around: &Around, requested: Nanos) -> Vec<u8> {
+        self.show(around, requested, |schedule, view| schedule.note(view))
+    }
+
+    fn show<T>(
+        &mut self,
+        around: &Around,
+        requested: Nanos,
+        ask: impl FnOnce(&mut dyn Schedule<U>, &View<'_, U>) -> T,
+    ) -> T {
+        let view = View {
             now: around.now.since(requested),
             stage: around.stage,
             unit_bytes: self.unit_bytes,
             unsent: &self.unsent,
             peeked: self.peeked.as_ref(),
+            counts: self.counts.as_ref(),
             rounds: &self.rounds,
             verdict: self.verdict,
             bandwidth: around.bandwidth,
             other_ready: around.other_ready,
-        })
+        };
+        ask(self.schedule.as_mut(), &view)
     }
 
     /// The event that tells of a change of readiness, if there was one.

@@ -14,6 +14,7 @@
 //!               Say HandOver: the point of no return ────────────────►  Resume
 //!                                                   ◄──────── Resumed
 //!   Pull        Send what was left behind           ──pages, blocks──►  wake who waits
+//!                                                   ◄──── Prefetch ───  blocks, in the order of the schedule
 //!               demanded first                      ◄─────── Fetch ───  a vCPU touches a missing page
 //!                                                   ◄────────── Whole
 //!   Complete    Say Released
@@ -24,6 +25,7 @@
 
 mod bandwidth;
 mod destination;
+mod fetching;
 mod flow;
 mod source;
 mod source_words;
@@ -33,7 +35,7 @@ pub use source::SourceCore;
 pub use source_words::{DiskPlan, Limits, Progress, SourceEffect, SourceInput, SourcePlan};
 
 use serde::{Deserialize, Serialize};
-use whimbrel_model::{Block, Extent, Page, UnitSet};
+use whimbrel_model::{Block, Extent, Page, UnitSet, WriteCounts};
 
 /// How an attempt to migrate ended on a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +74,6 @@ pub struct Run {
 pub enum Written {
     /// Pages of memory.
     Pages(UnitSet<Page>),
-    /// Blocks of the disk.
-    Blocks(UnitSet<Block>),
+    /// Blocks of the disk, and the write counts where they are kept.
+    Blocks(UnitSet<Block>, Option<WriteCounts<Block>>),
 }

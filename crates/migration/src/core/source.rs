@@ -146,7 +146,7 @@ impl SourceCore {
                     effects.push(SourceEffect::Send { family: Family::Memory, job, runs, limit: None, demanded: true });
                 }
             }
-            SourceInput::Pulled(extent) => self.pulled(extent, effects),
+            SourceInput::Pulled { extent, demanded } => self.pulled(extent, demanded, effects),
             SourceInput::Timer => {}
             SourceInput::Lost(reason) => return self.lost(reason, effects),
             SourceInput::Cancelled(reason) => match self.phase {
@@ -188,14 +188,12 @@ impl SourceCore {
         effects.push(SourceEffect::Record(Event::Sent { family, stage: self.stage, demanded, sent: *sent }));
     }
 
-    fn pulled(&mut self, extent: Extent, effects: &mut Vec<SourceEffect>) {
+    fn pulled(&mut self, extent: Extent, demanded: bool, effects: &mut Vec<SourceEffect>) {
         let Some(disk) = &mut self.disk else { return };
-        let units = disk.forget(extent);
-        if units > 0 {
-            let bytes = units * disk.unit_bytes();
-            let sent = Sent { first_units: units, first_bytes: bytes, raw_units: units, ..Sent::default() };
+        let sent = disk.forget(extent);
+        if sent.units() > 0 {
             let stage = self.stage;
-            effects.push(SourceEffect::Record(Event::Sent { family: Family::Disk, stage, demanded: true, sent }));
+            effects.push(SourceEffect::Record(Event::Sent { family: Family::Disk, stage, demanded, sent }));
         }
     }
 
@@ -217,7 +215,7 @@ impl SourceCore {
                     }
                 }
             }
-            Written::Blocks(_) => {
+            Written::Blocks(..) => {
                 let (Some(set), Some(disk)) = (Block::of(written), &mut self.disk) else { return };
                 if let Some(round) = disk.observed(observe, set, self.stage, now, self.requested) {
                     effects.push(SourceEffect::Record(Event::Round { round }));
@@ -452,7 +450,9 @@ impl SourceCore {
         if disk_carried && let Some(device) = self.switchover.state.take() {
             let missing_pages = self.left_behind_pages();
             let missing_blocks = self.left_behind_blocks();
-            effects.push(SourceEffect::Say(Message::State { device, missing_pages, missing_blocks }));
+            let around = Around { now, stage: self.stage, bandwidth: self.bandwidth.rate(), other_ready: true };
+            let disk_note = self.disk.as_mut().map_or_else(Vec::new, |d| d.note(&around, self.requested));
+            effects.push(SourceEffect::Say(Message::State { device, missing_pages, missing_blocks, disk_note }));
         }
         if self.switchover.loaded && self.switchover.barrier && disk_carried {
             self.hand_over(now, effects);

@@ -80,7 +80,12 @@ pub enum SourceInput {
     /// The destination asks for pages that a vCPU waits for.
     Fetch(Vec<u64>),
     /// The destination has read blocks from the source's export.
-    Pulled(Extent),
+    Pulled {
+        /// Which.
+        extent: Extent,
+        /// Its guest waits for them.
+        demanded: bool,
+    },
     /// The instant of a [`SourceEffect::TimerAt`] has come.
     Timer,
     /// The link is gone, or the destination; or this host can't go on.

@@ -1,7 +1,7 @@
 //! The destination's driver: one thread owns the core; lanes and listeners feed it.
 
 use super::control_lane::{begin_as_destination, hear, say};
-use super::disk_lane::{Pulled, Puller, connect_for_pulls, serve_pushes};
+use super::disk_lane::{PrefetchJob, Pulled, Puller, connect_for_pulls, prefetch, serve_pushes};
 use super::memory_lane::{Arrival, LaneReceiver};
 use super::setup::Connections;
 use super::watch::WorkWatch;
@@ -12,11 +12,12 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 use whimbrel_disk::Volume;
 use whimbrel_machine::Machine;
 use whimbrel_memory::{MissingPages, Part};
-use whimbrel_model::{Block, Event, Extent, Family, Page, UnitSet};
+use whimbrel_model::{Block, Event, Extent, Family, Nanos, Page, Schedule, UnitSet};
 use whimbrel_nbd::Client;
 use whimbrel_wire::page_frames::Frame;
 use whimbrel_wire::{Class, LinkStream, Severer, clock};
@@ -30,6 +31,8 @@ pub struct DestinationParts {
     pub machine: Arc<dyn Machine>,
     /// Its disk.
     pub volume: Option<Arc<Volume>>,
+    /// What orders the prefetch of its blocks; `None`: nothing is fetched that the guest did not ask for.
+    pub prefetch: Option<Box<dyn Schedule<Block>>>,
     /// The streams from the source.
     pub connections: Connections,
     /// Where events go.
@@ -53,10 +56,10 @@ pub struct Arrived {
 /// # Errors
 /// Setup failed; nothing has run here.
 pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> {
-    let DestinationParts { machine, volume, connections, recorder, runtime } = parts;
+    let DestinationParts { machine, volume, prefetch, connections, recorder, runtime } = parts;
     volume.iter().for_each(|v| v.begin_receive());
     begin_as_destination(&connections.control)?;
-    let Connections { control, push, demand, disk_push, disk_pull } = connections;
+    let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch } = connections;
     let (inputs, received) = channel();
     let missing: Arc<OnceLock<Arc<MissingPages>>> = Arc::default();
     let (pages, blocks) = (machine.ram().pages(), volume.as_ref().map(|v| v.blocks()));
@@ -81,9 +84,11 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
         });
     }
     // Now, while it costs no downtime: a guest must not be taken over whose blocks can't be had.
-    let disk_pull = disk_pull.map(|stream| runtime.spawn(connect_for_pulls(stream)));
+    let connect = |stream: Option<_>| stream.map(|stream| runtime.spawn(connect_for_pulls(stream)));
+    let (disk_pull, disk_prefetch) = (connect(disk_pull), connect(disk_prefetch));
+    let block_bytes = volume.as_ref().map_or(0, |v| v.block_bytes());
     let mut destination = Destination {
-        core: DestinationCore::new(),
+        core: DestinationCore::new(prefetch.map(|schedule| (schedule, block_bytes))),
         machine,
         volume,
         recorder,
@@ -91,8 +96,11 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
         control,
         wants,
         disk_pull,
+        disk_prefetch,
+        prefetches: None,
         missing,
         inputs,
+        timer: None,
         watch: None,
         ending: None,
     };
@@ -180,8 +188,11 @@ struct Destination {
     control: Arc<LinkStream>,
     wants: Arc<LinkStream>,
     disk_pull: Option<JoinHandle<Result<Client, DriverError>>>,
+    disk_prefetch: Option<JoinHandle<Result<Client, DriverError>>>,
+    prefetches: Option<UnboundedSender<PrefetchJob>>,
     missing: Arc<OnceLock<Arc<MissingPages>>>,
     inputs: Sender<DestinationInput>,
+    timer: Option<Nanos>,
     watch: Option<WorkWatch>,
     ending: Option<Ending>,
 }
@@ -192,8 +203,13 @@ impl Destination {
             if let Some(ending) = self.ending.take() {
                 return ending;
             }
-            match inputs.recv_timeout(LOOK_EVERY) {
+            let wait = self.timer.map_or(LOOK_EVERY, |at| Duration::from(at.since(clock::now())).min(LOOK_EVERY));
+            match inputs.recv_timeout(wait) {
                 Ok(input) => self.feed(input),
+                Err(RecvTimeoutError::Timeout) if self.timer.is_some_and(|at| at <= clock::now()) => {
+                    self.timer = None;
+                    self.feed(DestinationInput::Timer);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => self.feed(DestinationInput::Lost("all lanes have ended".into())),
             }
@@ -239,6 +255,11 @@ impl Destination {
             }
             DestinationEffect::Say(message) => say(&self.control, &message)?,
             DestinationEffect::Fetch(pages) => self.fetch(&pages)?,
+            // A lane that is gone has told of it itself.
+            DestinationEffect::Prefetch { job, extent, limit } => {
+                self.prefetches.iter().for_each(|lane| _ = lane.send(PrefetchJob { job, extent, limit }));
+            }
+            DestinationEffect::TimerAt(at) => self.timer = Some(at),
             DestinationEffect::Record(event) => self.recorder.record(event),
             DestinationEffect::Finish(ending) => self.ending = Some(ending),
         }
@@ -255,22 +276,38 @@ impl Destination {
                 return Err(DriverError::Protocol("the device state came twice".to_owned()));
             }
         }
-        match (&self.volume, blocks) {
+        match (self.volume.clone(), blocks) {
             (Some(volume), Some(blocks)) if blocks.is_empty() => volume.begin_visit(),
             (Some(volume), Some(blocks)) => {
-                let connecting = self.disk_pull.take();
-                let connecting =
-                    connecting.ok_or_else(|| DriverError::Protocol("there is no stream for pulls".to_owned()))?;
-                let client = self.runtime.block_on(connecting).map_err(std::io::Error::other)??;
-                if client.is_lost() {
-                    return Err(DriverError::Protocol("the connection for pulls has ended".to_owned()));
-                }
+                let (pull, ahead) = (self.disk_pull.take(), self.disk_prefetch.take());
+                let client = self.connected(pull)?;
+                let client = client.ok_or_else(|| DriverError::Protocol("there is no stream for pulls".to_owned()))?;
                 let news = DiskNews { inputs: self.inputs.clone(), recorder: self.recorder.clone() };
-                volume.begin_pull(blocks, Puller::start(&self.runtime, client, Arc::clone(volume), news));
+                if let Some(client) = self.connected(ahead)? {
+                    let (jobs, to_do) = unbounded_channel();
+                    self.prefetches = Some(jobs);
+                    let inputs = self.inputs.clone();
+                    let fetched = move |job| drop(inputs.send(DestinationInput::Fetched { job }));
+                    self.runtime.spawn(prefetch(client, Arc::clone(&volume), to_do, news.clone(), fetched));
+                }
+                volume.begin_pull(blocks, Puller::start(&self.runtime, client, Arc::clone(&volume), news));
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// A connection to the source's export that was begun in setup and works.
+    fn connected(
+        &self,
+        connecting: Option<JoinHandle<Result<Client, DriverError>>>,
+    ) -> Result<Option<Client>, DriverError> {
+        let Some(connecting) = connecting else { return Ok(None) };
+        let client = self.runtime.block_on(connecting).map_err(std::io::Error::other)??;
+        if client.is_lost() {
+            return Err(DriverError::Protocol("the connection for pulls has ended".to_owned()));
+        }
+        Ok(Some(client))
     }
 
     /// Asks for pages on the demand lane.
@@ -285,6 +322,7 @@ impl Destination {
 
     /// Ends what serves missing units: in good order, or so that nobody waits for ever.
     fn leave(&mut self, ending: &Ending) {
+        self.prefetches = None;
         if let Some(missing) = self.missing.get() {
             let ended = match ending {
                 Ending::Completed => missing.finish(),

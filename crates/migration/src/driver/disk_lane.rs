@@ -256,3 +256,50 @@ async fn pull(client: Client, volume: Arc<Volume>, mut wanted: UnboundedReceiver
     }
     client.disconnect().await;
 }
+
+/// Blocks to be fetched before the guest asks for them.
+#[derive(Debug)]
+pub(super) struct PrefetchJob {
+    pub(super) job: u64,
+    pub(super) extent: Extent,
+    pub(super) limit: Option<ByteRate>,
+}
+
+/// Fetches what of each job is missing and not on its way already, until the jobs' sender is gone; `fetched` hears of
+/// each job that is done. As many go on at once as there are jobs: how many that are is the core's to say.
+pub(super) async fn prefetch(
+    client: Client,
+    volume: Arc<Volume>,
+    mut jobs: UnboundedReceiver<PrefetchJob>,
+    news: impl Pulled,
+    fetched: impl Fn(u64) + Clone + Send + 'static,
+) {
+    let block_bytes = volume.block_bytes();
+    let limit = Arc::new(Bucket::unlimited());
+    let mut limit_set = None;
+    while let Some(PrefetchJob { job, extent, limit: wanted }) = jobs.recv().await {
+        if limit_set != wanted {
+            limit_set = wanted;
+            limit.set_rate(clock::now(), wanted);
+        }
+        let (client, volume, limit) = (client.clone(), Arc::clone(&volume), Arc::clone(&limit));
+        let (news, fetched) = (news.clone(), fetched.clone());
+        tokio::spawn(async move {
+            for run in volume.begin_prefetch(extent) {
+                limit.admit_async(run.count * block_bytes, Class::Bulk).await;
+                let arrival = async {
+                    let data = client.read(run.start * block_bytes, (run.count * block_bytes) as usize).await?;
+                    let waited = tokio::task::block_in_place(|| volume.arrive(run, &data))?;
+                    client.give_buffer(data);
+                    Ok::<_, DriverError>(waited)
+                };
+                match arrival.await {
+                    Ok(waited) => news.arrived(&waited, true),
+                    Err(error) => return news.failed(error),
+                }
+            }
+            fetched(job);
+        });
+    }
+    client.disconnect().await;
+}

@@ -1,6 +1,6 @@
 //! The driver of threads and sockets: carries out what the cores want, on real machines and over real links.
 //!
-//! Five connections make one move, all opened by the source and all through its link:
+//! These connections make one move, all opened by the source and all through its link:
 //!
 //! | role | carries | by |
 //! |---|---|---|
@@ -8,7 +8,8 @@
 //! | push | pages, in the order of the schedule | a thread at each end |
 //! | demand | requests for pages one way, pages the other | a thread at each end and way |
 //! | disk push | NBD: the source writes to the destination's export | tokio |
-//! | disk pull | NBD: the destination reads from the source's export | tokio |
+//! | disk pull | NBD: the destination reads from the source's export what its guest waits for | tokio |
+//! | disk prefetch | the same, for what its guest has not asked for; where the strategy needs it | tokio |
 //!
 //! The memory lanes run on threads of their own because they read and write guest RAM by vectored calls on blocking
 //! sockets: no copy in user space, which an asynchronous stream can't offer.

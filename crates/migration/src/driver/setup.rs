@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
+use whimbrel_model::Needs;
 use whimbrel_wire::hello::offer;
 use whimbrel_wire::{AsyncLinkStream, Class, Hello, LinkStream, Nic, Role, SessionId, Token};
 
@@ -27,21 +28,35 @@ pub struct Connections {
     pub disk_push: Option<AsyncLinkStream>,
     /// NBD from the destination to the source's export.
     pub disk_pull: Option<AsyncLinkStream>,
+    /// The same for what the destination fetches before its guest asks; `None`: the disk's strategy doesn't.
+    pub disk_prefetch: Option<AsyncLinkStream>,
 }
 
 const PUSH: Role = Role::MemoryPush { lane: 0 };
 const DISK: Role = Role::Disk { disk: 0 };
 const PULL: Role = Role::DiskPull { disk: 0 };
+const PREFETCH: Role = Role::DiskPrefetch { disk: 0 };
+
+/// The roles of a move's connections: the first three always, the disk's where there is one.
+fn roles(disk: Option<Needs>) -> Vec<Role> {
+    let mut roles = vec![Role::Migration, PUSH, Role::MemoryDemand];
+    if let Some(needs) = disk {
+        roles.extend([DISK, PULL]);
+        roles.extend(needs.prefetch.then_some(PREFETCH));
+    }
+    roles
+}
 
 /// What is read and written in a role passes bulk that waits, or is bulk itself.
 fn class_of(role: Role) -> Class {
     match role {
-        Role::MemoryPush { .. } | Role::Disk { .. } => Class::Bulk,
+        Role::MemoryPush { .. } | Role::Disk { .. } | Role::DiskPrefetch { .. } => Class::Bulk,
         Role::Coordinator | Role::Migration | Role::MemoryDemand | Role::DiskPull { .. } => Class::Urgent,
     }
 }
 
-/// Opens every connection of a move to the agent at `to`. To be called within tokio's runtime.
+/// Opens every connection of a move to the agent at `to`; `disk`: what the strategy of the guest's disk needs. To be called
+/// within tokio's runtime.
 ///
 /// # Errors
 /// The agent can't be reached, or refuses.
@@ -50,21 +65,33 @@ pub fn connect_roles(
     nic: &Nic,
     session: u64,
     token: Option<&Token>,
-    has_disk: bool,
+    disk: Option<Needs>,
 ) -> Result<Connections, DriverError> {
-    let open = |role| {
+    let mut streams = Vec::new();
+    for role in roles(disk) {
         let mut stream = LinkStream::connect(to, nic, class_of(role))?;
         offer(&mut stream, &Hello { role, session: SessionId(session) }, token)?;
-        Ok::<_, DriverError>(stream)
-    };
-    let disk = |role| has_disk.then(|| Ok::<_, DriverError>(open(role)?.into_async()?)).transpose();
-    Ok(Connections {
-        control: Arc::new(open(Role::Migration)?),
-        push: Arc::new(open(PUSH)?),
-        demand: Arc::new(open(Role::MemoryDemand)?),
-        disk_push: disk(DISK)?,
-        disk_pull: disk(PULL)?,
-    })
+        streams.push((role, stream));
+    }
+    Connections::of(streams, disk)
+}
+
+impl Connections {
+    fn of(mut streams: Vec<(Role, LinkStream)>, disk: Option<Needs>) -> Result<Self, DriverError> {
+        let mut take = |role| {
+            let at = streams.iter().position(|(known, _)| *known == role);
+            let missing = || DriverError::Protocol(format!("the connection for {role:?} is missing"));
+            at.map(|at| streams.swap_remove(at).1).ok_or_else(missing)
+        };
+        let control = Arc::new(take(Role::Migration)?);
+        let push = Arc::new(take(PUSH)?);
+        let demand = Arc::new(take(Role::MemoryDemand)?);
+        let wanted = roles(disk);
+        let mut disk =
+            |role| wanted.contains(&role).then(|| Ok::<_, DriverError>(take(role)?.into_async()?)).transpose();
+        let (disk_push, disk_pull, disk_prefetch) = (disk(DISK)?, disk(PULL)?, disk(PREFETCH)?);
+        Ok(Connections { control, push, demand, disk_push, disk_pull, disk_prefetch })
+    }
 }
 
 /// Whether the other side has ended a connection on which nothing has come yet.
@@ -76,19 +103,20 @@ fn has_ended(socket: &std::net::TcpStream) -> bool {
     }
 }
 
-/// Waits for every connection of a move, as the agent's listener hands them over. To be called within tokio's runtime.
+/// Waits for every connection of a move, as the agent's listener hands them over; `disk` as for [`connect_roles`]. To be
+/// called within tokio's runtime.
 ///
 /// # Errors
 /// Not all of them came in time, or one came twice.
 pub fn accept_roles(
     coming: &Receiver<(Role, std::net::TcpStream)>,
     nic: &Nic,
-    has_disk: bool,
+    disk: Option<Needs>,
 ) -> Result<Connections, DriverError> {
     let deadline = Instant::now() + PATIENCE;
     let mut streams: Vec<(Role, LinkStream)> = Vec::new();
     let mut sockets: Vec<std::net::TcpStream> = Vec::new();
-    let wanted = if has_disk { 5 } else { 3 };
+    let wanted = roles(disk).len();
     while streams.len() < wanted {
         let wait = deadline.saturating_duration_since(Instant::now());
         let (role, tcp) = match coming.recv_timeout(wait.min(LOOK_EVERY)) {
@@ -105,14 +133,5 @@ pub fn accept_roles(
         }
         streams.push((role, LinkStream::over(tcp, nic, class_of(role))?));
     }
-    let mut take = |role| {
-        let at = streams.iter().position(|(known, _)| *known == role);
-        let missing = || DriverError::Protocol(format!("the connection for {role:?} is missing"));
-        at.map(|at| streams.swap_remove(at).1).ok_or_else(missing)
-    };
-    let control = Arc::new(take(Role::Migration)?);
-    let push = Arc::new(take(PUSH)?);
-    let demand = Arc::new(take(Role::MemoryDemand)?);
-    let mut disk = |role| has_disk.then(|| Ok::<_, DriverError>(take(role)?.into_async()?)).transpose();
-    Ok(Connections { control, push, demand, disk_push: disk(DISK)?, disk_pull: disk(PULL)? })
+    Connections::of(streams, disk)
 }

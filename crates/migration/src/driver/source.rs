@@ -40,6 +40,8 @@ pub struct SourceParts<'a> {
     pub volume: Option<Arc<Volume>>,
     /// The move.
     pub movement: &'a MoveSpec,
+    /// The destination has the disk but for its fresh blocks: as an earlier visit or as the base image left it.
+    pub incremental: bool,
     /// The guest's seed, from which orders are drawn.
     pub seed: u64,
     /// The streams to the destination.
@@ -74,12 +76,12 @@ pub struct Left {
 /// # Errors
 /// Setup failed; the guest runs on as if nothing had been.
 pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<Left, DriverError> {
-    let SourceParts { machine, volume, movement, seed, connections, mut log, recorder, .. } = parts;
+    let SourceParts { machine, volume, movement, incremental, seed, connections, mut log, recorder, .. } = parts;
     log.arm()?;
     let missing_blocks = volume.as_ref().map(|volume| {
         // First of all: a write between this and the look at what is fresh must be in one of the two.
         volume.arm();
-        if movement.incremental { volume.fresh() } else { UnitSet::full(volume.blocks()) }
+        if incremental { volume.fresh() } else { UnitSet::full(volume.blocks()) }
     });
     let missing_count = missing_blocks.as_ref().map(UnitSet::count);
     let clock = begin_as_source(&connections.control)?;
@@ -126,6 +128,7 @@ fn disk_plan(
         holes.remove_extent(data);
     }
     let strategy = movement.disk.build(&DiskContext { blocks, block_bytes, seed });
+    strategy.schedule.needs().counts.iter().for_each(|stretch| volume.begin_counts(*stretch));
     Ok(DiskPlan { missing, holes, block_bytes, strategy })
 }
 
@@ -150,7 +153,7 @@ impl Lanes {
         inputs: &Sender<SourceInput>,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Self, DriverError> {
-        let Connections { control, push, demand, disk_push, disk_pull } = connections;
+        let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch } = connections;
         let ram = machine.ram();
         let (pages, blocks) = (ram.pages(), volume.as_ref().map(|v| v.blocks()));
         let sever = vec![control.severer(), push.severer(), demand.severer()];
@@ -178,10 +181,11 @@ impl Lanes {
                     let _ = to_core.send(SourceInput::Lost(in_words(&error)));
                 }
             });
-            let told = inputs.clone();
-            runtime.spawn(serve_pulls(to_pull, Arc::clone(volume), move |extent| {
-                let _ = told.send(SourceInput::Pulled(extent));
-            }));
+            for (stream, demanded) in [(Some(to_pull), true), (disk_prefetch, false)] {
+                let told = inputs.clone();
+                let pulled = move |extent| drop(told.send(SourceInput::Pulled { extent, demanded }));
+                stream.map(|stream| runtime.spawn(serve_pulls(stream, Arc::clone(volume), pulled)));
+            }
         }
         let (push, demand) = (Some(push_jobs), Some(demand_jobs));
         Ok(Lanes { control, push, demand, disk, sever, running, barriers: 0 })
@@ -353,9 +357,9 @@ impl Source {
         Ok(match (family, &self.volume, observe) {
             (Family::Memory, _, Observe::Take) => Written::Pages(self.log.take()?),
             (Family::Memory, _, Observe::Peek) => Written::Pages(self.log.peek()?),
-            (Family::Disk, Some(volume), Observe::Take) => Written::Blocks(volume.take()),
-            (Family::Disk, Some(volume), Observe::Peek) => Written::Blocks(volume.peek()),
-            (Family::Disk, None, _) => Written::Blocks(UnitSet::empty(0)),
+            (Family::Disk, Some(volume), Observe::Take) => Written::Blocks(volume.take(), volume.write_counts()),
+            (Family::Disk, Some(volume), Observe::Peek) => Written::Blocks(volume.peek(), volume.write_counts()),
+            (Family::Disk, None, _) => Written::Blocks(UnitSet::empty(0), None),
         })
     }
 

@@ -26,8 +26,18 @@ fn memory_choices() -> Vec<MemoryChoice> {
 }
 
 fn disk_choices() -> Vec<Option<DiskChoice>> {
-    let named = whimbrel_disk::DISK_STRATEGIES.names().map(|name| {
-        let table = std::collections::BTreeMap::from([("strategy".to_owned(), serde_json::json!(name))]);
+    let strategies = whimbrel_disk::DISK_STRATEGIES.names().map(|name| ("strategy", name));
+    let presets = whimbrel_disk::DISK_PRESETS.names().map(|name| ("preset", name));
+    let named = strategies.chain(presets).map(|(key, name)| {
+        let mut table = std::collections::BTreeMap::from([(key.to_owned(), serde_json::json!(name))]);
+        let parameters = match key {
+            "strategy" => whimbrel_disk::DISK_STRATEGIES.find(name).map(|entry| entry.parameters),
+            _ => whimbrel_disk::DISK_PRESETS.find(name).map(|entry| entry.parameters),
+        };
+        if parameters.is_ok_and(|all| all.iter().any(|parameter| parameter.name == "chunk")) {
+            // A disk as small as this one would be a chunk or two.
+            table.insert("chunk".to_owned(), "16 KiB".into());
+        }
         Some(DiskChoice::try_from(table).unwrap_or_else(|e| panic!("{name}: {e}")))
     });
     named.chain([None]).collect()

@@ -12,7 +12,7 @@ use whimbrel_migration::core::{
     SourceInput, SourcePlan, Written,
 };
 use whimbrel_model::event::Sent;
-use whimbrel_model::{Block, ByteRate, Extent, Family, Nanos, Observe, PAGE_BYTES, Page, Rng, UnitSet};
+use whimbrel_model::{Block, ByteRate, Extent, Family, Nanos, Observe, PAGE_BYTES, Page, Rng, UnitSet, WriteCounts};
 use whimbrel_wire::Message;
 
 const PAGES: u64 = 600;
@@ -65,6 +65,7 @@ enum Lane {
     Push,
     Demand,
     Disk,
+    Prefetch,
     ToDestination,
     ToSource,
 }
@@ -93,6 +94,16 @@ enum Happening {
     PullAnswered {
         block: u64,
         version: u32,
+    },
+    /// The destination's prefetch of these blocks reaches the source.
+    Prefetches {
+        job: u64,
+        blocks: Vec<u64>,
+        limit: Option<ByteRate>,
+    },
+    PrefetchAnswered {
+        job: u64,
+        units: Vec<(u64, u32)>,
     },
     /// The guest does something.
     Guest,
@@ -146,6 +157,8 @@ pub struct World {
     source_ending: Option<Ending>,
     destination_ending: Option<Ending>,
     source_timer: Option<Nanos>,
+    destination_timer: Option<Nanos>,
+    counts: Option<(u64, Vec<u32>)>,
     guarded: bool,
     error: Option<String>,
 }
@@ -174,12 +187,14 @@ impl World {
         let pages = Units::new(PAGES, &mut rng);
         let blocks = disk.map(|_| Units::new(BLOCKS, &mut rng));
         let bytes_per_s = 2e6 + rng.unit() * 50e6;
+        let context = DiskContext { blocks: BLOCKS, block_bytes: BLOCK_BYTES, seed };
+        let needs = disk.map(|d| d.needs(&context)).unwrap_or_default();
+        let fetches = disk.filter(|_| needs.prefetch).map(|d| (d.build(&context).schedule, BLOCK_BYTES));
         let plan = SourcePlan {
             requested: Nanos(0),
             missing_pages: UnitSet::full(PAGES),
             memory: memory.build(&BuildContext { pages: PAGES, seed }),
             disk: disk.map(|d| {
-                let context = DiskContext { blocks: BLOCKS, block_bytes: BLOCK_BYTES, seed };
                 let strategy = d.build(&context);
                 let holes = some_holes(&mut rng);
                 DiskPlan { missing: UnitSet::full(BLOCKS), holes, block_bytes: BLOCK_BYTES, strategy }
@@ -198,7 +213,7 @@ impl World {
             events: 0,
             queue: BinaryHeap::new(),
             source: SourceCore::new(plan),
-            destination: DestinationCore::new(),
+            destination: DestinationCore::new(fetches),
             pages,
             blocks,
             lane_free: BTreeMap::new(),
@@ -212,6 +227,8 @@ impl World {
             source_ending: None,
             destination_ending: None,
             source_timer: None,
+            destination_timer: None,
+            counts: needs.counts.map(|stretch| (stretch, vec![0; BLOCKS.div_ceil(stretch) as usize])),
             guarded: false,
             error: None,
         }
@@ -281,7 +298,8 @@ impl World {
         match self.fault {
             Fault::Cut(at) if at == self.events => self.after(0, Happening::Break),
             Fault::Stall(at, ns) if at == self.events => {
-                for lane in [Lane::Push, Lane::Demand, Lane::Disk, Lane::ToDestination, Lane::ToSource] {
+                for lane in [Lane::Push, Lane::Demand, Lane::Disk, Lane::Prefetch, Lane::ToDestination, Lane::ToSource]
+                {
                     let free = self.lane_free.entry(lane).or_default();
                     *free = (*free).max(self.now).plus(Nanos(ns));
                 }
@@ -305,6 +323,12 @@ impl World {
                     self.tell_source(SourceInput::Timer);
                 }
             }
+            Happening::Destination(DestinationInput::Timer) => {
+                if self.destination_timer.is_some_and(|at| at <= self.now) {
+                    self.destination_timer = None;
+                    self.tell_destination(DestinationInput::Timer);
+                }
+            }
             Happening::Source(input) => self.tell_source(input),
             Happening::Destination(DestinationInput::Loaded) if self.load_waits() => {
                 self.after(20_000, Happening::Destination(DestinationInput::Loaded));
@@ -314,6 +338,13 @@ impl World {
             Happening::Arrives { family, units, acknowledge } => self.arrive(family, &units, acknowledge),
             Happening::Pulls { block } => self.pulled(block),
             Happening::PullAnswered { block, version } => self.arrive(Family::Disk, &[(block, version)], None),
+            Happening::Prefetches { job, blocks, limit } => self.prefetched(job, &blocks, limit),
+            Happening::PrefetchAnswered { job, units } => {
+                self.arrive(Family::Disk, &units, None);
+                if self.link_up {
+                    self.tell_destination(DestinationInput::Fetched { job });
+                }
+            }
             Happening::Guest => self.guest(),
             Happening::Break => self.link_breaks(),
         }
@@ -402,10 +433,26 @@ impl World {
         if !self.link_up {
             return;
         }
-        self.tell_source(SourceInput::Pulled(whimbrel_model::Extent { start: block, count: 1 }));
+        let extent = Extent { start: block, count: 1 };
+        self.tell_source(SourceInput::Pulled { extent, demanded: true });
         let version = self.blocks.as_ref().map_or(0, |b| b.source[block as usize]);
         let free = self.through(Lane::Disk, BLOCK_BYTES, None).plus(self.delay);
         self.schedule(free, Happening::PullAnswered { block, version });
+    }
+
+    /// Blocks are read for a prefetch: all at once, and not in the order of the guest's own requests.
+    fn prefetched(&mut self, job: u64, blocks: &[u64], limit: Option<ByteRate>) {
+        let mut units = Vec::new();
+        if !self.link_up {
+            return;
+        }
+        for &block in blocks {
+            let extent = Extent { start: block, count: 1 };
+            self.tell_source(SourceInput::Pulled { extent, demanded: false });
+            units.push((block, self.blocks.as_ref().map_or(0, |b| b.source[block as usize])));
+        }
+        let free = self.through(Lane::Prefetch, units.len() as u64 * BLOCK_BYTES, limit).plus(self.delay);
+        self.schedule(free, Happening::PrefetchAnswered { job, units });
     }
 
     /// One write of the guest, wherever it runs; at the destination it may have to wait for what is missing.
@@ -423,7 +470,12 @@ impl World {
         let unit = if on_disk { self.rng.below(BLOCKS) } else { self.rng.below(PAGES) };
         if self.runs_at_source {
             match (&mut self.blocks, on_disk) {
-                (Some(blocks), true) => blocks.write_at_source(unit),
+                (Some(blocks), true) => {
+                    blocks.write_at_source(unit);
+                    if let Some((stretch, counts)) = &mut self.counts {
+                        counts[(unit / *stretch) as usize] += 1;
+                    }
+                }
                 _ => self.pages.write_at_source(unit),
             }
         } else if self.runs_at_destination {
@@ -522,11 +574,12 @@ impl World {
     }
 
     fn observe(&mut self, family: Family, observe: Observe) -> Written {
+        let counts = self.counts.as_ref().map(|(stretch, counts)| WriteCounts::new(*stretch, counts.clone()));
         match (family, &mut self.blocks, observe) {
             (Family::Memory, _, Observe::Take) => Written::Pages(self.pages.take()),
             (Family::Memory, _, Observe::Peek) => Written::Pages(self.pages.written.clone()),
-            (Family::Disk, Some(blocks), Observe::Take) => Written::Blocks(blocks.take()),
-            (Family::Disk, Some(blocks), Observe::Peek) => Written::Blocks(blocks.written.clone()),
+            (Family::Disk, Some(blocks), Observe::Take) => Written::Blocks(blocks.take(), counts),
+            (Family::Disk, Some(blocks), Observe::Peek) => Written::Blocks(blocks.written.clone(), counts),
             (Family::Disk, None, _) => unreachable!("no disk is observed where there is none"),
         }
     }
@@ -561,6 +614,19 @@ impl World {
                 DestinationEffect::Fetch(pages) => {
                     let at = self.through(Lane::ToSource, 16, None).plus(self.delay);
                     self.deliver(at, Happening::Source(SourceInput::Fetch(pages)));
+                }
+                DestinationEffect::Prefetch { job, extent, limit } => {
+                    // As the real volume does: what is here, or asked for by the guest, is not fetched.
+                    let asked = self.waits_for_block;
+                    let blocks = self.blocks.as_ref().map_or_else(Vec::new, |held| {
+                        extent.indices().filter(|b| held.missing.contains(*b) && asked != Some(*b)).collect()
+                    });
+                    let at = self.through(Lane::ToSource, 28, None).plus(self.delay);
+                    self.deliver(at, Happening::Prefetches { job, blocks, limit });
+                }
+                DestinationEffect::TimerAt(at) => {
+                    self.destination_timer = Some(at);
+                    self.schedule(at.max(self.now), Happening::Destination(DestinationInput::Timer));
                 }
                 DestinationEffect::Record(_) => {}
                 DestinationEffect::Finish(ending) => self.destination_ending = Some(ending),
