@@ -7,7 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::Instant;
 use whimbrel_disk::{DISK_PRESETS, DISK_STRATEGIES};
+use whimbrel_machine::MACHINES;
 use whimbrel_memory::{ChoiceError, ENCODINGS, MemoryChoice, PRESETS, SCHEDULES, SELECTIONS, STOP_RULES, THROTTLES};
+use whimbrel_migration::COORDINATORS;
 use whimbrel_migration::report::{Outcome, Report, Verdict};
 use whimbrel_migration::session::{TrialPlan, Trip};
 use whimbrel_model::registry::Kind;
@@ -36,6 +38,9 @@ fn factors() -> Vec<Factor> {
         ("stop", plain(STOP_RULES.names().collect())),
         ("throttle", plain(THROTTLES.names().collect())),
         ("vcpus", plain(vec!["1", "2", "4"])),
+        // A QEMU guest takes seconds to boot: its moves are tests of their own.
+        ("machine", plain(MACHINES.names().filter(|name| *name != "qemu").collect())),
+        ("coordinator", plain(COORDINATORS.names().collect())),
     ]
 }
 
@@ -56,6 +61,7 @@ fn case(factors: &[Factor], row: &Row, seed: u64) -> Option<Case> {
     let (memory, resolved) = memory(&value);
     let vcpus = value("vcpus").parse().unwrap();
     let mut guest = guest(seed, vcpus, json!({"use": value("workload")}));
+    guest.machine = value("machine").to_owned();
     let disk = match value("disk").split_once(' ') {
         Some((key, name)) => json!({key: name}),
         None => {
@@ -68,11 +74,19 @@ fn case(factors: &[Factor], row: &Row, seed: u64) -> Option<Case> {
     let shape = Shape { pages: guest.ram_bytes / 4096, sectors, filled_sectors, vcpus };
     guest.workload = workload(value("workload"), seed, shape)?;
     let encode = &resolved["encode"];
+    let (machine, coordinator) = (value("machine"), value("coordinator"));
+    let mut plan = plan(guest.clone(), memory.clone(), disk.clone());
+    plan.coordinator = choice(json!({ "use": coordinator }));
     Some(Case {
-        shown: format!("seed {seed}, {vcpus} vCPUs, workload {}, disk {disk}, memory {memory}", value("workload")),
-        aborts: resolved["schedule"] == FAULTY || guest.disk.is_some() && disk["strategy"] == FAULTY,
+        shown: format!(
+            "seed {seed}, {machine}, {vcpus} vCPUs, workload {}, disk {disk}, memory {memory}, {coordinator}",
+            value("workload")
+        ),
+        aborts: machine == FAULTY
+            || resolved["schedule"] == FAULTY
+            || guest.disk.is_some() && disk["strategy"] == FAULTY,
         damages: encode.as_array().is_some_and(|chain| chain.iter().any(|name| name == FAULTY)),
-        plan: plan(guest, memory, disk),
+        plan,
     })
 }
 

@@ -1,5 +1,7 @@
 //! The table of machine kinds, a file each.
 
+mod faulty;
+mod null;
 pub mod qemu;
 pub mod thread;
 
@@ -21,4 +23,5 @@ pub struct Kind {
 }
 
 /// Every kind, by the name that an experiment file's `guest.machine` takes.
-pub static MACHINES: Registry<Kind> = Registry { family: "machine", entries: &[thread::ENTRY, qemu::ENTRY] };
+pub static MACHINES: Registry<Kind> =
+    Registry { family: "machine", entries: &[thread::ENTRY, qemu::ENTRY, null::ENTRY, faulty::ENTRY] };

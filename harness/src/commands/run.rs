@@ -18,6 +18,9 @@ pub(super) fn run(file: Option<&Path>, options: &RunOptions) -> anyhow::Result<u
     if let (Some(host), None) = (HostMemory::here(), options.source) {
         limits::check(&experiment, host, true)?;
     }
+    if let (Some(free), None) = (limits::free_for_images(), options.source) {
+        limits::check_disk(&experiment, free)?;
+    }
     options.out.as_deref().map_or(Ok(()), Folder::check)?;
     let interrupt = Interrupt::on_signals()?;
     let mut trials = trials::open(options, &interrupt)?;

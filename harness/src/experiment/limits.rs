@@ -52,6 +52,34 @@ pub fn check(experiment: &Experiment, host: HostMemory, both_here: bool) -> Resu
     Err(Mistake { origin: experiment.origin.clone(), place, message })
 }
 
+/// Sees that the filled parts of all guests' disks fit into what is free where the images will lie. With both hosts here,
+/// each disk is held twice.
+///
+/// # Errors
+/// The first cell that doesn't fit.
+pub fn check_disk(experiment: &Experiment, free: Bytes) -> Result<(), Mistake> {
+    let needs = |cell: &Cell| cell.setting.guest.filled.0.saturating_mul(2 * u64::from(cell.setting.guest.count));
+    let Some(cell) = experiment.cells.iter().find(|cell| needs(cell) > free.0) else { return Ok(()) };
+    let key = ["guest".to_owned(), "filled".to_owned()];
+    let place = experiment.tree.at(&key).map_or(Place::Missing, |f| f.place.clone());
+    let guest = &cell.setting.guest;
+    let most = (free.0 / 2 / u64::from(guest.count)) >> 20;
+    let message = format!(
+        "guest.filled: {} for each of {} guests at both hosts is more than the {free} that are free for disk images in {}; \
+         write at most \"{most} MiB\", or set TMPDIR to a folder with more room",
+        guest.filled,
+        guest.count,
+        std::env::temp_dir().display()
+    );
+    Err(Mistake { origin: experiment.origin.clone(), place, message })
+}
+
+/// What is free where the embedded hosts keep their disk images; `None` where the file system doesn't say.
+pub fn free_for_images() -> Option<Bytes> {
+    let of = rustix::fs::statvfs(std::env::temp_dir()).ok()?;
+    Some(Bytes(of.f_bavail.saturating_mul(of.f_frsize)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

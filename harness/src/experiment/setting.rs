@@ -101,6 +101,11 @@ impl Setting {
         }
         let of_disk = Fields::table(origin, "disk", tree)?;
         let disk = DiskChoice::try_from(of_disk.plain()).map_err(|e| of_disk.blame(&e))?;
+        if guest.disk.is_none() && !of_disk.plain().is_empty() {
+            return Err(
+                of_disk.blame(&"the guest has no disk to move; give it one with guest.disk, or leave [disk] out")
+            );
+        }
         let disk = guest.disk.map(|_| disk);
         let coordinator = read_coordinator(&Fields::table(origin, "coordinator", tree)?, &guest, &link)?;
         Ok(Setting { guest, link, workload, memory, disk, coordinator })

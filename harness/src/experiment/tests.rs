@@ -1,7 +1,7 @@
 //! Experiment files, right and wrong.
 
 use super::*;
-use crate::experiment::limits::{HostMemory, check};
+use crate::experiment::limits::{HostMemory, check, check_disk};
 use whimbrel_model::Bytes;
 
 fn read(text: &str) -> Result<Experiment, Mistake> {
@@ -167,6 +167,27 @@ fn a_guest_larger_than_the_host_is_refused() {
     assert!(message.starts_with("x.toml:2: guest.ram: 3 GiB") && message.contains("\"2048 MiB\""), "{message}");
     assert_eq!(check(&guest("3 GiB", 1), host, false), Ok(()));
     assert!(check(&guest("1 GiB", 5), host, false).is_err());
+}
+
+#[test]
+fn disks_that_hold_more_than_is_free_are_refused() {
+    let guest = |count: u32| {
+        let text = format!("[guest]\ncount = {count}\ndisk = \"64 GiB\"\nfilled = \"1 GiB\"");
+        read(&text).unwrap()
+    };
+    assert_eq!(check_disk(&guest(1), Bytes(2 << 30)), Ok(()));
+    let message = check_disk(&guest(2), Bytes(2 << 30)).unwrap_err().to_string();
+    assert!(message.starts_with("x.toml:4: guest.filled: 1 GiB") && message.contains("\"512 MiB\""), "{message}");
+}
+
+#[test]
+fn what_would_do_nothing_without_a_disk_is_refused() {
+    for table in ["[disk]\nstrategy = \"three-phase\"", "[coordinator]\nuse = \"disk-first\""] {
+        let message = read(table).unwrap_err().to_string();
+        assert!(message.starts_with("x.toml:2:") && message.contains("guest.disk"), "{message}");
+    }
+    let message = read("[guest]\ndisk = \"8 MiB\"\n[coordinator]\nuse = \"weighted\"").unwrap_err().to_string();
+    assert!(message.contains("link.rate"), "{message}");
 }
 
 #[test]

@@ -255,7 +255,8 @@ pub struct Offered {
 impl Offered {
     pub(super) fn of(facts: &Facts, reasons: &mut Reasons<'_>) -> Self {
         let offered = &facts.offered;
-        let unpaced = || "the workload writes as fast as it can".to_owned();
+        let unpaced =
+            || "the workload states no rate of page writes: it writes as fast as it can, or to the disk".to_owned();
         // The first link is the one that the trip's state crosses.
         let link = facts.links.first();
         let rate = link.and_then(|l| {

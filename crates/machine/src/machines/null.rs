@@ -1,0 +1,78 @@
+//! The machine that executes nothing: a guest of which only its pages and blocks move.
+
+use super::Kind;
+use super::thread::ThreadMachine;
+use crate::error::MachineError;
+use crate::machine::{Machine, Paused, Progress, Silence};
+use std::io;
+use std::sync::Arc;
+use whimbrel_memory::GuestRam;
+use whimbrel_model::registry::Entry;
+
+pub const ENTRY: Entry<Kind> = Entry {
+    name: "null",
+    summary: "executes nothing: the floor of the measurement, what a move costs by itself",
+    parameters: &[],
+    source: "Whimbrel, the floor of the measurement",
+    build: Kind {
+        build: |setup| Ok(Arc::new(Null { stopped: ThreadMachine::new(setup)? })),
+        workload_pages: Ok,
+        throttles: false,
+        filled_by_host: true,
+    },
+};
+
+/// A thread machine that is never let run.
+struct Null {
+    stopped: ThreadMachine,
+}
+
+impl Machine for Null {
+    fn ram(&self) -> &Arc<GuestRam> {
+        self.stopped.ram()
+    }
+
+    fn run(&self) {}
+
+    fn pause(&self) -> Paused {
+        self.stopped.pause()
+    }
+
+    fn drain(&self) -> io::Result<()> {
+        self.stopped.drain()
+    }
+
+    fn save_state(&self) -> Result<Vec<u8>, MachineError> {
+        self.stopped.save_state()
+    }
+
+    fn load_state(&self, state: &[u8]) -> Result<(), MachineError> {
+        self.stopped.load_state(state)
+    }
+
+    fn throttle(&self, _share: f64) {}
+
+    fn throttled_ns(&self) -> u64 {
+        0
+    }
+
+    fn progress(&self) -> Progress {
+        self.stopped.progress()
+    }
+
+    fn silence(&self) -> Silence {
+        self.stopped.silence()
+    }
+
+    fn reset_silence(&self) {
+        self.stopped.reset_silence();
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.stopped.failure()
+    }
+
+    fn stop(&self) {
+        self.stopped.stop();
+    }
+}
