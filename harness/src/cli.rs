@@ -99,14 +99,37 @@ pub enum Command {
 /// What `whimbrel nbd` can do.
 #[derive(Debug, Subcommand)]
 pub enum NbdCommand {
-    /// Serve a raw image, writable, as the default export, until interrupted
-    Serve {
-        /// The image file
-        image: PathBuf,
-        /// Where to listen: HOST:PORT, or unix:PATH
-        #[arg(long, value_name = "ADDR")]
-        listen: String,
-    },
+    /// Serve raw images as NBD exports until interrupted
+    Serve(NbdServe),
+}
+
+/// What `whimbrel nbd serve` serves, and how.
+#[derive(Debug, Args)]
+pub struct NbdServe {
+    /// An image file, as the default export, or NAME=IMAGE, as the export NAME; may be repeated
+    #[arg(required = true, value_name = "[NAME=]IMAGE")]
+    pub images: Vec<String>,
+    /// Where to listen: HOST:PORT, or unix:PATH
+    #[arg(long, value_name = "ADDR")]
+    pub listen: String,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Record in FILE which blocks are written, over crashes, and show them as whimbrel:dirty; of a single image
+    #[arg(long, value_name = "FILE", conflicts_with = "read_only")]
+    pub bitmap: Option<PathBuf>,
+    /// Require TLS, with this certificate, and the chain above it (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Require a certificate of clients, from these authorities (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_ca: Option<PathBuf>,
+    /// Let clients do without TLS
+    #[arg(long, requires = "tls_cert")]
+    pub tls_optional: bool,
 }
 
 /// What `whimbrel energy` can do.

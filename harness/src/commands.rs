@@ -30,7 +30,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Some(Command::List { kind, json }) => print(&list::list(kind, json)),
         Some(Command::Explain { metric }) => print(&explain::explain(metric.as_deref())?),
         Some(Command::Doctor { json }) => doctor::doctor(json),
-        Some(Command::Nbd { command: NbdCommand::Serve { image, listen } }) => nbd::serve(&image, &listen),
+        Some(Command::Nbd { command: NbdCommand::Serve(options) }) => nbd::serve(&options),
         Some(Command::Energy { command }) => energy::energy(command),
         Some(Command::Guest { command: GuestCommand::Fetch }) => guest::fetch(),
         Some(Command::Completions { shell }) => {

@@ -299,7 +299,7 @@ fn touch<'a>(words: impl Iterator<Item = &'a AtomicU64>) {
 }
 
 /// The words that hold the bits `first..end`, each with the mask of those bits.
-fn masks(first: u64, end: u64) -> impl Iterator<Item = (usize, u64)> {
+pub(crate) fn masks(first: u64, end: u64) -> impl Iterator<Item = (usize, u64)> {
     (first / BITS..end.div_ceil(BITS)).map(move |word| {
         let from = first.saturating_sub(word * BITS);
         let to = (end - word * BITS).min(BITS);

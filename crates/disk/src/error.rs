@@ -20,7 +20,7 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// Another volume, of this or another process, has the image open.
-    #[error("the disk image {} is in use: name another, or end what uses it", path.display())]
+    #[error("{} is in use: name another, or end what uses it", path.display())]
     InUse {
         /// The image.
         path: PathBuf,
@@ -44,8 +44,14 @@ pub enum DiskError {
         /// The block size in bytes that was given.
         block_bytes: u64,
     },
+    /// A bitmap's file that isn't one, or another disk's.
+    #[error("{} is not the bitmap of this disk: name a file that does not exist, or the one that was made for it", path.display())]
+    AlienBitmap {
+        /// The bitmap's file.
+        path: PathBuf,
+    },
     /// The host's I/O failed.
-    #[error("could not {what} the disk image {}", path.display())]
+    #[error("could not {what} {}", path.display())]
     Io {
         /// What was tried, a verb.
         what: &'static str,

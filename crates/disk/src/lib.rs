@@ -1,12 +1,14 @@
 //! Volumes, write tracking by block bitmap, the NBD export, and the strategies that move disks.
 //!
-//! Reading order: [`guest_disk`] (what a guest does to its disk), [`bitmap`], [`volume`] (an image file with its bitmaps,
+//! Reading order: [`guest_disk`] (what a guest does to its disk), [`bitmap`], [`bitmap_file`] (how it
+//! outlives a crash), [`volume`] (an image file with its bitmaps,
 //! and the merge rules of the pull phase), [`export`] (a volume as seen by the other host), [`strategy`] and
 //! [`strategies`] (what to push when).
 
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+pub mod bitmap_file;
 pub mod error;
 pub mod export;
 pub mod guest_disk;
@@ -16,6 +18,7 @@ pub mod strategy;
 pub mod volume;
 
 pub use bitmap::BlockBitmap;
+pub use bitmap_file::{BitmapFile, Found};
 pub use error::DiskError;
 pub use export::{CONTEXT_DIRTY, IncomingExport, OutgoingExport, VolumeExport};
 pub use guest_disk::GuestDisk;

@@ -40,6 +40,7 @@ pub(crate) use image::Content;
 pub use pull::Fetch;
 
 use crate::bitmap::BlockBitmap;
+use crate::bitmap_file::{BitmapFile, Found};
 use crate::error::DiskError;
 use crate::guest_disk::GuestDisk;
 use arrivals::Arrivals;
@@ -76,6 +77,8 @@ pub struct Volume {
     /// Whether the guest may meet a missing block; what lets it pass without a lock where not.
     pulling: AtomicBool,
     dropped: AtomicU64,
+    /// Where `dirty` is kept, if it is to outlive this process.
+    kept: Option<BitmapFile>,
 }
 
 /// A bitmap of the guest's writes that can be on or off.
@@ -130,6 +133,32 @@ impl Volume {
         Ok(Self::over(image, block_bytes))
     }
 
+    /// As [`Volume::open`], and armed: what the guest writes is recorded from here on, over crashes, in `bitmap`. What it holds
+    /// already is what a take would hand over; how that came about is told.
+    ///
+    /// # Errors
+    /// As [`Volume::open`], and as [`BitmapFile::open`].
+    pub fn open_with_bitmap(
+        path: impl AsRef<Path>,
+        block_bytes: u64,
+        bitmap: impl AsRef<Path>,
+    ) -> Result<(Self, Found), DiskError> {
+        let mut volume = Self::open(path, block_bytes)?;
+        let (kept, set, found) = BitmapFile::open(bitmap.as_ref(), volume.blocks(), block_bytes)?;
+        volume.arm();
+        volume.dirty.blocks.merge(&set);
+        volume.kept = Some(kept);
+        Ok((volume, found))
+    }
+
+    /// Ends the recording in a file in order, so that it is exact when it is opened again. There must be no more writes.
+    ///
+    /// # Errors
+    /// The host's I/O failed: the file then stands for more than was written.
+    pub fn close_bitmap(&self) -> io::Result<()> {
+        self.kept.as_ref().map_or(Ok(()), |kept| kept.checkpoint(true, || self.dirty.blocks.peek()))
+    }
+
     fn over(image: Image, block_bytes: u64) -> Self {
         let blocks = image.size_bytes() / block_bytes;
         Volume {
@@ -142,6 +171,7 @@ impl Volume {
             arrivals: RwLock::new(Arrivals::Wanted),
             pulling: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
+            kept: None,
         }
     }
 
@@ -259,6 +289,7 @@ impl Volume {
     pub(crate) fn guest_write(&self, offset: u64, content: Content<'_>) -> io::Result<()> {
         let Some(extent) = self.covering(offset, content.length())? else { return Ok(()) };
         let _request = self.in_flight.enter();
+        let _intent = self.kept.as_ref().map(|kept| kept.intend(extent)).transpose()?;
         let pull = self.pull_under_way();
         let result = match &pull {
             None => self.image.write(offset, content),
@@ -287,6 +318,10 @@ impl Volume {
         let Some(extent) = self.covering(offset, data.len() as u64)? else { return Ok(Now::Done) };
         let _request = self.in_flight.enter();
         if self.pulling.load(SeqCst) {
+            return Ok(Now::WouldBlock);
+        }
+        let intent = self.kept.as_ref().map(|kept| kept.try_intend(extent));
+        if let Some(None) = intent {
             return Ok(Now::WouldBlock);
         }
         let result = self.image.try_write_now(offset, data);
@@ -394,7 +429,11 @@ impl GuestDisk for Volume {
 
     fn flush(&self) -> io::Result<()> {
         let _request = self.in_flight.enter();
-        self.image.flush()
+        self.image.flush()?;
+        match &self.kept {
+            Some(kept) if kept.wants_checkpoint() => kept.checkpoint(false, || self.dirty.blocks.peek()),
+            _ => Ok(()),
+        }
     }
 }
 

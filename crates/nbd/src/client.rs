@@ -27,6 +27,7 @@ use crate::{
     error::NbdError,
     negotiate_client::{ExportInfo, ListedExport, Negotiation},
     protocol::{Request, command, command_flag, flag, option},
+    tls::ClientTls,
 };
 
 /// What a client asks for, beyond the export.
@@ -75,6 +76,30 @@ impl Client {
         let mut input = Input::new();
         let negotiation = Negotiation::begin(&mut stream, &mut input).await?;
         let info = negotiation.enter(export, &options).await?;
+        Ok(Self::over(stream, input, info, &options))
+    }
+
+    /// As [`connect`](Self::connect), but within TLS; a server that has none is an error.
+    pub async fn connect_secure<S>(
+        mut stream: S,
+        export: &str,
+        options: ClientOptions,
+        tls: &ClientTls,
+    ) -> Result<Self, NbdError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut input = Input::new();
+        let greeted = Negotiation::begin(&mut stream, &mut input).await?.secure().await?;
+        let mut stream = tls.connect(stream).await?;
+        let info = Negotiation::within(&mut stream, &mut input, greeted).enter(export, &options).await?;
+        Ok(Self::over(stream, input, info, &options))
+    }
+
+    fn over<S>(stream: S, input: Input, info: ExportInfo, options: &ClientOptions) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (reader, writer) = tokio::io::split(stream);
         let shared = Arc::new(Shared::new(info.structured));
         let (outgoing, requests) = mpsc::unbounded_channel();
@@ -82,7 +107,7 @@ impl Client {
         let writing = tokio::spawn(write_requests(writer, requests, Arc::clone(&shared)));
         let slots = Arc::new(Semaphore::new(options.in_flight_requests.max(1)));
         let tasks = Mutex::new(vec![reading, writing]);
-        Ok(Self(Arc::new(Inner { info, shared, outgoing, slots, tasks })))
+        Self(Arc::new(Inner { info, shared, outgoing, slots, tasks }))
     }
 
     /// The exports that a server lists; ends the negotiation.

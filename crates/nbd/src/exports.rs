@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
-use crate::{backend::Backend, protocol::flag};
+use crate::{backend::Backend, protocol::flag, tls::ServerTls};
 
 /// The exports of a server, by name.
 #[derive(Default)]
@@ -10,6 +10,7 @@ pub struct Exports {
     named: BTreeMap<String, Arc<dyn Backend>>,
     default: Option<String>,
     limits: Limits,
+    tls: Option<ServerTls>,
 }
 
 impl Exports {
@@ -39,6 +40,17 @@ impl Exports {
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
+    }
+
+    /// Offers TLS.
+    pub fn with_tls(mut self, tls: ServerTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// The TLS that is offered.
+    pub(crate) fn tls(&self) -> Option<&ServerTls> {
+        self.tls.as_ref()
     }
 
     /// The export for the name that a client gave, with its canonical name.
@@ -75,6 +87,7 @@ impl std::fmt::Debug for Exports {
             .field("names", &self.named.keys())
             .field("default", &self.default)
             .field("limits", &self.limits)
+            .field("tls", &self.tls)
             .finish()
     }
 }

@@ -21,6 +21,7 @@ pub mod protocol;
 mod replies;
 mod server;
 mod socket;
+mod tls;
 mod transmission;
 
 pub use backend::{Backend, BlockSizes, Extents, Now, StatusExtent, ZeroMode};
@@ -31,3 +32,4 @@ pub use file_backend::{Access, FileBackend};
 pub use memory_backend::MemoryBackend;
 pub use negotiate_client::{ExportInfo, ListedExport};
 pub use server::{Ended, Server, Shutdown, ShutdownHandle, serve_connection};
+pub use tls::{ClientTls, ServerTls, TlsError};

@@ -71,6 +71,12 @@ pub(crate) struct Negotiation<'a, S> {
     no_zeroes: bool,
 }
 
+/// What the greeting settled, which holds within TLS, too.
+#[derive(Clone, Copy)]
+pub(crate) struct Greeted {
+    no_zeroes: bool,
+}
+
 /// The replies to one option: those before the last, and how it ended.
 struct Answer {
     replies: Vec<(u32, Vec<u8>)>,
@@ -95,6 +101,17 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Negotiation<'a, S> {
         stream.write_all(&u32::from(ours).to_be_bytes()).await?;
         let fixed = ours & handshake::FIXED_NEWSTYLE != 0;
         Ok(Self { stream, input, fixed, no_zeroes: ours & handshake::NO_ZEROES != 0 })
+    }
+
+    /// Asks for TLS. The handshake is to follow at once, and then [`within`](Self::within).
+    pub(crate) async fn secure(mut self) -> Result<Greeted, NbdError> {
+        self.ask(option::STARTTLS, &[]).await?.accepted(option::STARTTLS)?;
+        Ok(Greeted { no_zeroes: self.no_zeroes })
+    }
+
+    /// Goes on within TLS, where there is no greeting.
+    pub(crate) fn within(stream: &'a mut S, input: &'a mut Input, greeted: Greeted) -> Self {
+        Self { stream, input, fixed: true, no_zeroes: greeted.no_zeroes }
     }
 
     /// Agrees on all that is needed to use an export.

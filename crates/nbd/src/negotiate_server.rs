@@ -15,6 +15,10 @@
 //!   or ERR_*                                 ->                              and on with options
 //! ```
 //!
+//! Where TLS is offered, STARTTLS may come first, and must where it is required: then nothing but ABORT is answered before
+//! it. After its ACK comes the handshake, all that was said before is forgotten, and the negotiation begins anew, without
+//! the greeting, on the stream within.
+//!
 //! An option that is not known is answered with ERR_UNSUP. Options are bounded in size, number, bytes and time; beyond a
 //! bound the connection is closed.
 
@@ -55,6 +59,7 @@ struct Negotiation<'a, S> {
     /// Replies, written after each option.
     output: Vec<u8>,
     zeroes: bool,
+    secure: bool,
     structured: bool,
     /// The export that contexts were chosen for, and the contexts.
     chosen: Option<(String, Vec<String>)>,
@@ -62,18 +67,38 @@ struct Negotiation<'a, S> {
 
 enum Next {
     Option,
+    Secure,
     Transmission(Agreed),
     Abort,
 }
 
-/// Negotiates; `None` when the client ended it with ABORT. Takes no longer than the limits allow.
+/// How a negotiation ended.
+pub(crate) enum Negotiated {
+    /// The client wants to go on within TLS.
+    Secure(Greeted),
+    /// An export is entered.
+    Agreed(Agreed),
+    /// The client ended it.
+    Aborted,
+}
+
+/// What the greeting settled, which holds within TLS, too.
+#[derive(Clone, Copy)]
+pub(crate) struct Greeted {
+    zeroes: bool,
+}
+
+/// Negotiates, with a greeting or, within TLS, after it. Takes no longer than the limits allow.
 pub(crate) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     input: &mut Input,
     exports: &Exports,
-) -> Result<Option<Agreed>, NbdError> {
+    greeted: Option<Greeted>,
+) -> Result<Negotiated, NbdError> {
+    let zeroes = greeted.is_none_or(|greeted| greeted.zeroes);
+    let secure = greeted.is_some();
     let mut negotiation =
-        Negotiation { stream, input, exports, output: Vec::new(), zeroes: true, structured: false, chosen: None };
+        Negotiation { stream, input, exports, output: Vec::new(), zeroes, secure, structured: false, chosen: None };
     match tokio::time::timeout(exports.limits().negotiation, negotiation.run()).await {
         Ok(result) => result,
         Err(_) => Err(NbdError::NegotiationBound("time")),
@@ -81,8 +106,10 @@ pub(crate) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
-    async fn run(&mut self) -> Result<Option<Agreed>, NbdError> {
-        self.hello().await?;
+    async fn run(&mut self) -> Result<Negotiated, NbdError> {
+        if !self.secure {
+            self.hello().await?;
+        }
         let limits = self.exports.limits();
         let mut bytes_left = limits.option_bytes;
         for _ in 0..limits.options {
@@ -94,8 +121,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
             self.output.clear();
             match next {
                 Next::Option => (),
-                Next::Transmission(agreed) => return Ok(Some(agreed)),
-                Next::Abort => return Ok(None),
+                // Only what was asked for has been read: whatever the client slipped in comes to the handshake, and breaks it.
+                Next::Secure => return Ok(Negotiated::Secure(Greeted { zeroes: self.zeroes })),
+                Next::Transmission(agreed) => return Ok(Negotiated::Agreed(agreed)),
+                Next::Abort => return Ok(Negotiated::Aborted),
             }
         }
         Err(NbdError::NegotiationBound("options"))
@@ -138,12 +167,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
     }
 
     fn answer(&mut self, option: u32, data: &[u8]) -> Result<Next, NbdError> {
+        let required = !self.secure && self.exports.tls().is_some_and(|tls| tls.required());
         match option {
+            option::EXPORT_NAME if required => return Err(NbdError::Protocol("an export without TLS")),
             option::EXPORT_NAME => return self.export_name(data),
+            option::STARTTLS if self.exports.tls().is_some() && !self.secure && data.is_empty() => {
+                self.reply(option, reply::ACK, &[]);
+                return Ok(Next::Secure);
+            }
+            option::STARTTLS if self.exports.tls().is_some() => {
+                self.refuse(option, reply::ERR_INVALID, "has no data, and comes once");
+            }
             option::ABORT => {
                 self.reply(option, reply::ACK, &[]);
                 return Ok(Next::Abort);
             }
+            _ if required => self.refuse(option, reply::ERR_TLS_REQD, "TLS comes first"),
             option::LIST => self.list(data),
             option::STRUCTURED_REPLY if data.is_empty() => {
                 self.structured = true;

@@ -59,12 +59,16 @@ pub mod option {
     /// Choose metadata contexts.
     pub const SET_META_CONTEXT: u32 = 10;
 
+    /// Go on within TLS.
+    pub const STARTTLS: u32 = 5;
+
     /// The option's name, for messages.
     pub fn name(option: u32) -> &'static str {
         match option {
             EXPORT_NAME => "NBD_OPT_EXPORT_NAME",
             ABORT => "NBD_OPT_ABORT",
             LIST => "NBD_OPT_LIST",
+            STARTTLS => "NBD_OPT_STARTTLS",
             INFO => "NBD_OPT_INFO",
             GO => "NBD_OPT_GO",
             STRUCTURED_REPLY => "NBD_OPT_STRUCTURED_REPLY",
@@ -93,6 +97,8 @@ pub mod reply {
     pub const ERR_POLICY: u32 = ERROR_BIT | 2;
     /// The option's data is malformed, or it comes at the wrong time.
     pub const ERR_INVALID: u32 = ERROR_BIT | 3;
+    /// TLS has to come first.
+    pub const ERR_TLS_REQD: u32 = ERROR_BIT | 5;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = ERROR_BIT | 6;
     /// The option's data is too long.

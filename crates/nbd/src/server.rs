@@ -12,8 +12,8 @@ use tokio::{
 use crate::{
     buffers::Input,
     error::NbdError,
-    exports::Exports,
-    negotiate_server::negotiate,
+    exports::{Exports, Limits},
+    negotiate_server::{Agreed, Negotiated, negotiate},
     socket::{Socket, drive},
     transmission::transmit,
 };
@@ -77,20 +77,50 @@ pub async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
     shutdown: Shutdown,
 ) -> Result<Ended, NbdError> {
     let mut input = Input::new();
+    let limits = exports.limits();
     let negotiated = tokio::select! {
-        negotiated = negotiate(&mut stream, &mut input, &exports) => negotiated?,
+        negotiated = negotiate(&mut stream, &mut input, &exports, None) => negotiated?,
         () = shutdown.clone().told() => return Ok(Ended::Shutdown),
     };
-    let ended = match negotiated {
-        Some(agreed) => {
-            let limits = exports.limits();
-            transmit(&mut stream, &mut input, agreed, limits, shutdown.told()).await?
+    let (greeted, tls) = match (negotiated, exports.tls()) {
+        (Negotiated::Agreed(agreed), _) => {
+            return serve_agreed(&mut stream, &mut input, agreed, limits, shutdown).await;
         }
-        None => Ended::Aborted,
+        (Negotiated::Secure(greeted), Some(tls)) => (greeted, tls),
+        (Negotiated::Secure(_) | Negotiated::Aborted, _) => return aborted(&mut stream).await,
     };
+    let within = async {
+        let handshake = tokio::time::timeout(limits.negotiation, tls.accept(stream)).await;
+        let mut stream = handshake.map_err(|_| NbdError::NegotiationBound("time"))??;
+        let negotiated = negotiate(&mut stream, &mut input, &exports, Some(greeted)).await?;
+        Ok::<_, NbdError>((stream, negotiated))
+    };
+    let (mut stream, negotiated) = tokio::select! {
+        within = within => within?,
+        () = shutdown.clone().told() => return Ok(Ended::Shutdown),
+    };
+    match negotiated {
+        Negotiated::Agreed(agreed) => serve_agreed(&mut stream, &mut input, agreed, limits, shutdown).await,
+        Negotiated::Secure(_) | Negotiated::Aborted => aborted(&mut stream).await,
+    }
+}
+
+async fn serve_agreed<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    input: &mut Input,
+    agreed: Agreed,
+    limits: &Limits,
+    shutdown: Shutdown,
+) -> Result<Ended, NbdError> {
+    let ended = transmit(stream, input, agreed, limits, shutdown.told()).await?;
     // The client may have closed its end first, which is its right.
     let _ = stream.shutdown().await;
     Ok(ended)
+}
+
+async fn aborted<S: AsyncWrite + Unpin>(stream: &mut S) -> Result<Ended, NbdError> {
+    let _ = stream.shutdown().await;
+    Ok(Ended::Aborted)
 }
 
 /// Hears of connections that failed.

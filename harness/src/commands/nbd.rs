@@ -1,33 +1,29 @@
-//! `whimbrel nbd serve`: a raw image as a writable NBD export, for any NBD client.
+//! `whimbrel nbd serve`: raw images as NBD exports, for any NBD client.
 
+use crate::cli::NbdServe;
 use crate::interrupt::Interrupt;
 use crate::{BadInput, status};
+use anyhow::Context;
 use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
+use whimbrel_disk::{BLOCK_BYTES, Found, Volume, VolumeExport};
 use whimbrel_model::op::SECTOR_BYTES;
-use whimbrel_nbd::{Access, Exports, FileBackend, Server, ShutdownHandle};
+use whimbrel_nbd::{Access, Backend, Exports, FileBackend, Server, ServerTls, ShutdownHandle};
 
-pub(super) fn serve(image: &Path, listen: &str) -> anyhow::Result<u8> {
-    let refuse = |why: &dyn std::fmt::Display| {
-        BadInput(format!("nbd serve {}: {why}; give a raw image that exists and may be written", image.display()))
-    };
-    if image.is_dir() {
-        return Err(refuse(&"it is a folder").into());
-    }
-    let size = std::fs::metadata(image).map_err(|e| refuse(&e))?.len();
-    if size == 0 || size % SECTOR_BYTES != 0 {
-        let why = format!("its size of {size} bytes is not a multiple of {SECTOR_BYTES}");
-        return Err(refuse(&why).into());
-    }
-    let backend = FileBackend::open(image, Access::ReadWrite).map_err(|e| refuse(&e))?;
-    let exports = Arc::new(Exports::single(Arc::new(backend)));
+pub(super) fn serve(options: &NbdServe) -> anyhow::Result<u8> {
+    let (exports, volume) = exports(options)?;
+    let exports = Arc::new(match tls(options)? {
+        Some(tls) => exports.with_tls(tls),
+        None => exports,
+    });
+    let listen = &*options.listen;
     let interrupt = Interrupt::on_signals()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = bind(listen, exports).await?.on_error(|error| eprintln!("whimbrel: a client failed: {error}"));
         let address = server.local_address().map_or_else(|| listen.to_owned(), |a| a.to_string());
-        eprintln!("serving {} on {address}", image.display());
+        eprintln!("serving {} on {address}", options.images.join(", "));
         let (handle, shutdown) = ShutdownHandle::new();
         tokio::spawn(async move {
             interrupt.wait().await;
@@ -40,7 +36,88 @@ pub(super) fn serve(image: &Path, listen: &str) -> anyhow::Result<u8> {
         }
         served.map_err(anyhow::Error::from)
     })?;
+    if let Some(volume) = volume {
+        volume.close_bitmap().context("the bitmap's file could not be ended in order")?;
+    }
     Ok(status::GOOD)
+}
+
+/// The exports and, if its writes are recorded, the volume.
+fn exports(options: &NbdServe) -> anyhow::Result<(Exports, Option<Arc<Volume>>)> {
+    let mut exports = Exports::new();
+    let mut names: Vec<&str> = Vec::new();
+    let mut tracked = None;
+    if options.bitmap.is_some() && options.images.len() > 1 {
+        return Err(BadInput("--bitmap is of one image: give a single IMAGE with it".to_owned()).into());
+    }
+    for text in &options.images {
+        let (name, image) = name_and_image(text);
+        if names.contains(&name) {
+            let which =
+                if name.is_empty() { "two images are".to_owned() } else { format!("two exports are named {name:?},") };
+            return Err(
+                BadInput(format!("nbd serve {text}: {which} the same export; give each its own NAME=IMAGE")).into()
+            );
+        }
+        names.push(name);
+        let backend: Arc<dyn Backend> = match &options.bitmap {
+            None => Arc::new(plain(image, options.read_only)?),
+            Some(bitmap) => {
+                let volume = Arc::new(recorded(image, bitmap)?);
+                tracked = Some(Arc::clone(&volume));
+                Arc::new(VolumeExport::new(volume))
+            }
+        };
+        exports = exports.with(name, backend);
+    }
+    Ok((exports, tracked))
+}
+
+/// NAME=IMAGE, unless that is a file's own name.
+fn name_and_image(text: &str) -> (&str, &Path) {
+    match text.split_once('=') {
+        Some((name, image)) if !name.contains('/') && !Path::new(text).exists() => (name, Path::new(image)),
+        _ => ("", Path::new(text)),
+    }
+}
+
+fn plain(image: &Path, read_only: bool) -> Result<FileBackend, BadInput> {
+    let (access, may) = match read_only {
+        true => (Access::ReadOnly, "be read"),
+        false => (Access::ReadWrite, "be written, or --read-only"),
+    };
+    let refuse = |why: &dyn std::fmt::Display| {
+        BadInput(format!("nbd serve {}: {why}; give a raw image that exists and may {may}", image.display()))
+    };
+    if image.is_dir() {
+        return Err(refuse(&"it is a folder"));
+    }
+    let backend = FileBackend::open(image, access).map_err(|e| refuse(&e))?;
+    let size = backend.size_bytes();
+    if size == 0 || size % SECTOR_BYTES != 0 {
+        return Err(refuse(&format!("its size of {size} bytes is not a multiple of {SECTOR_BYTES}")));
+    }
+    Ok(backend)
+}
+
+fn recorded(image: &Path, bitmap: &Path) -> Result<Volume, BadInput> {
+    let opened = Volume::open_with_bitmap(image, BLOCK_BYTES, bitmap);
+    let (volume, found) = opened.map_err(|e| BadInput(format!("nbd serve {} --bitmap: {e}", image.display())))?;
+    let said = match found {
+        Found::New => "new, nothing is recorded yet",
+        Found::Clean => "as it was left",
+        Found::Crashed => "left by a crash: all that was written, and the rest of its regions",
+        Found::Torn => "torn: every block counts as written",
+    };
+    eprintln!("{}: {said}; {} blocks", bitmap.display(), volume.dirty_count());
+    Ok(volume)
+}
+
+fn tls(options: &NbdServe) -> Result<Option<ServerTls>, BadInput> {
+    let (Some(certificate), Some(key)) = (&options.tls_cert, &options.tls_key) else { return Ok(None) };
+    let tls = ServerTls::from_files(certificate, key, options.tls_ca.as_deref());
+    let tls = tls.map_err(|error| BadInput(format!("nbd serve: {error}")))?;
+    Ok(Some(if options.tls_optional { tls.optional() } else { tls }))
 }
 
 async fn bind(listen: &str, exports: Arc<Exports>) -> Result<Server, BadInput> {

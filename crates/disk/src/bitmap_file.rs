@@ -1,0 +1,353 @@
+//! A block bitmap in a file, for the set of written blocks to outlive the process that writes them.
+//!
+//! ```text
+//!   0      record A, 4 KiB    magic, version, generation, geometry, which area is the set, its length and checksum,
+//!   4096   record B, 4 KiB      clean or not, the regions with intent, checksum
+//!   8192   area A             the set as it was at a checkpoint, a bit a block
+//!          area B
+//! ```
+//!
+//! **Write intent comes first.** The disk is cut into at most 16 384 regions. Before the first write to a region is issued its
+//! intent bit is durable; all later writes to it cost nothing more. So whatever a crash leaves in the image lies in a region
+//! with intent, or is in the set of the last checkpoint, or both:
+//!
+//! | the file says                         | the set after opening it                                    |
+//! |---------------------------------------|-------------------------------------------------------------|
+//! | clean                                 | exactly that of the checkpoint                              |
+//! | not clean (the process died)          | that of the checkpoint, and all blocks of the regions with intent |
+//! | a record or the area is torn, or alien | every block                                                |
+//!
+//! **Lazily cleared.** A checkpoint writes the set to the area that isn't in use, and then a record that names it and holds
+//! fewer intents. First the intents are taken back in memory, so that new writes to those regions wait for theirs to be
+//! durable again; then all writes under way are waited for, so that the set holds what they marked; then it is read. One is
+//! made when intents have become many, and an orderly end makes the last, which is clean.
+//!
+//! Records are written in turns, so the one in force is never overwritten; each is durable before the next step.
+
+use crate::bitmap::{BlockBitmap, masks};
+use crate::error::DiskError;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use whimbrel_model::{Block, Extent, UnitSet};
+
+const MAGIC: &[u8; 8] = b"WHIMBMAP";
+const VERSION: u64 = 1;
+const RECORD_BYTES: usize = 4096;
+const AREAS_AT: u64 = 2 * RECORD_BYTES as u64;
+/// The most regions, so that their bits fit into a record.
+const REGIONS_MAX: u64 = 16 << 10;
+/// The smallest region: what a crash costs for a single write.
+const REGION_BYTES_MIN: u64 = 1 << 20;
+/// Where the intents begin in a record, after nine numbers and the magic.
+const INTENTS_AT: usize = 128;
+/// So many new intents make the next flush a checkpoint.
+const INTENTS_MANY: u64 = 1024;
+
+/// What was found in a bitmap's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// There was none; it is new and the set is empty.
+    New,
+    /// It was left in order; the set is exact.
+    Clean,
+    /// The process that had it died; the set holds all that was written, and the rest of the regions written to.
+    Crashed,
+    /// It can't be relied on; every block is in the set.
+    Torn,
+}
+
+/// A bitmap's file, open.
+#[derive(Debug)]
+pub struct BitmapFile {
+    path: PathBuf,
+    region_blocks: u64,
+    /// The regions with a durable intent.
+    intents: BlockBitmap,
+    /// Held shared while a write is under way.
+    writes: RwLock<()>,
+    log: Mutex<Log>,
+}
+
+#[derive(Debug)]
+struct Log {
+    file: File,
+    record: Record,
+    /// Intents since the last checkpoint.
+    fresh: u64,
+    /// Whether a record could not be written: which one is in force isn't known any more, so no other may follow.
+    broken: bool,
+}
+
+/// A write under way; its marks must be made before this is dropped.
+pub struct Intent<'a>(#[expect(dead_code, reason = "held, not looked at")] RwLockReadGuard<'a, ()>);
+
+impl BitmapFile {
+    /// Opens the bitmap of a disk of so many blocks, or creates it, with the set that it stands for. From then on the file
+    /// says that it isn't clean.
+    ///
+    /// # Errors
+    /// The file is another disk's or in use, or the host's I/O failed.
+    pub fn open(path: &Path, blocks: u64, block_bytes: u64) -> Result<(BitmapFile, UnitSet<Block>, Found), DiskError> {
+        let io = |what| DiskError::io(what, path);
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(io("open"))?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(DiskError::InUse { path: path.to_owned() });
+        }
+        let region_blocks = region_blocks(blocks, block_bytes);
+        let virgin =
+            Record { generation: 0, blocks, block_bytes, area: 0, checksum: 0, clean: false, intents: Vec::new() };
+        let (record, set, found) = match file.metadata().map_err(io("look at"))?.len() {
+            0 => (virgin, UnitSet::empty(blocks), Found::New),
+            _ => read(&file, &virgin, region_blocks).map_err(|why| match why {
+                Unreadable::Alien => DiskError::AlienBitmap { path: path.to_owned() },
+                Unreadable::Io(error) => io("read")(error),
+            })?,
+        };
+        let regions = blocks.div_ceil(region_blocks);
+        let log = Mutex::new(Log { file, record, fresh: 0, broken: false });
+        let intents = BlockBitmap::new(regions);
+        let this = BitmapFile { path: path.to_owned(), region_blocks, intents, writes: RwLock::new(()), log };
+        // Twice: both records are then of this disk, and a torn one is told from one that never was.
+        for _ in 0..2 {
+            this.checkpoint(false, || set.clone()).map_err(io("write"))?;
+        }
+        Ok((this, set, found))
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Asked before a write to `extent` is issued: returns when its intent is durable. The blocks must be marked before the
+    /// intent is dropped.
+    ///
+    /// # Errors
+    /// The host's I/O failed: then the write must not be made.
+    pub fn intend(&self, extent: Extent) -> io::Result<Intent<'_>> {
+        let regions = self.regions(extent);
+        loop {
+            let guard = self.writes.read().unwrap_or_else(PoisonError::into_inner);
+            if self.is_intended(regions) {
+                return Ok(Intent(guard));
+            }
+            drop(guard);
+            let mut log = self.log();
+            // Intents change only under this lock; another may have made these durable meanwhile.
+            if self.is_intended(regions) {
+                continue;
+            }
+            let mut intents = self.intents.peek();
+            intents.insert_extent(regions);
+            log.append(false, &intents)?;
+            log.fresh += regions.count;
+            self.intents.mark(regions);
+        }
+    }
+
+    /// As [`BitmapFile::intend`], if that needs no waiting.
+    pub fn try_intend(&self, extent: Extent) -> Option<Intent<'_>> {
+        let guard = self.writes.try_read().ok()?;
+        self.is_intended(self.regions(extent)).then_some(Intent(guard))
+    }
+
+    fn is_intended(&self, regions: Extent) -> bool {
+        self.intents.run_in(regions) == Some(regions)
+    }
+
+    /// Whether intents have become many enough for a checkpoint.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.log.try_lock().is_ok_and(|log| log.fresh >= INTENTS_MANY)
+    }
+
+    /// Writes the set down, which `set` reads after all writes that were under way have marked. `clean`: it is the last; there
+    /// are no more writes after it.
+    ///
+    /// # Errors
+    /// The host's I/O failed. The file then stands for a larger set.
+    pub fn checkpoint(&self, clean: bool, set: impl FnOnce() -> UnitSet<Block>) -> io::Result<()> {
+        let mut log = self.log();
+        let intents = self.intents.peek();
+        self.intents.clear_all();
+        // Those that saw an intent before have marked when this is to be had; those that come later see none.
+        drop(self.writes.write().unwrap_or_else(PoisonError::into_inner));
+        let words = words_of(&set());
+        let area = 1 - log.record.area;
+        let at = AREAS_AT + u64::from(area) * area_bytes(log.record.blocks);
+        if let Err(error) = log.file.write_all_at(&words, at).and_then(|()| log.file.sync_data()) {
+            // The record in force still has them.
+            self.intents.merge(&intents);
+            return Err(error);
+        }
+        (log.record.area, log.record.checksum) = (area, crc32fast::hash(&words));
+        log.append(clean, &UnitSet::empty(self.intents.len()))?;
+        log.fresh = 0;
+        Ok(())
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn regions(&self, extent: Extent) -> Extent {
+        let start = extent.start / self.region_blocks;
+        Extent { start, count: extent.end().div_ceil(self.region_blocks) - start }
+    }
+}
+
+impl Log {
+    /// Makes a record with these intents durable.
+    fn append(&mut self, clean: bool, intents: &UnitSet<Block>) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::other("the bitmap's file failed before, and can't be relied on"));
+        }
+        self.record.generation += 1;
+        self.record.clean = clean;
+        self.record.intents = words_of(intents);
+        let at = self.record.generation % 2 * RECORD_BYTES as u64;
+        let written = self.file.write_all_at(&self.record.encode(), at).and_then(|()| self.file.sync_data());
+        self.broken = written.is_err();
+        written
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Record {
+    generation: u64,
+    blocks: u64,
+    block_bytes: u64,
+    area: u32,
+    checksum: u32,
+    clean: bool,
+    intents: Vec<u8>,
+}
+
+impl Record {
+    fn encode(&self) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        bytes[..8].copy_from_slice(MAGIC);
+        let numbers = [
+            VERSION,
+            self.generation,
+            self.blocks,
+            self.block_bytes,
+            self.area.into(),
+            self.checksum.into(),
+            self.clean.into(),
+            self.intents.len() as u64,
+        ];
+        for (place, number) in bytes[8..].chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[INTENTS_AT..INTENTS_AT + self.intents.len()].copy_from_slice(&self.intents);
+        let checksum = crc32fast::hash(&bytes[..RECORD_BYTES - 4]);
+        bytes[RECORD_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// `None` for bytes that are no whole record.
+    fn decode(bytes: &[u8; RECORD_BYTES]) -> Option<Self> {
+        let (body, checksum) = bytes.split_last_chunk::<4>()?;
+        if crc32fast::hash(body) != u32::from_le_bytes(*checksum) || body[..8] != *MAGIC {
+            return None;
+        }
+        let number = |at: usize| {
+            let bytes: [u8; 8] = body[8 + at * 8..16 + at * 8].try_into().ok()?;
+            Some(u64::from_le_bytes(bytes))
+        };
+        let intents = body.get(INTENTS_AT..INTENTS_AT.checked_add(usize::try_from(number(7)?).ok()?)?)?;
+        Some(Record {
+            generation: number(1).filter(|_| number(0) == Some(VERSION))?,
+            blocks: number(2)?,
+            block_bytes: number(3)?,
+            area: u32::try_from(number(4)?).ok().filter(|area| *area < 2)?,
+            checksum: u32::try_from(number(5)?).ok()?,
+            clean: number(6)? == 1,
+            intents: intents.to_vec(),
+        })
+    }
+}
+
+enum Unreadable {
+    Alien,
+    Io(io::Error),
+}
+
+/// What an existing file stands for.
+fn read(file: &File, virgin: &Record, region_blocks: u64) -> Result<(Record, UnitSet<Block>, Found), Unreadable> {
+    let torn = |generation| {
+        let record = Record { generation, ..virgin.clone() };
+        Ok((record, UnitSet::full(virgin.blocks), Found::Torn))
+    };
+    let mut records = Vec::new();
+    let mut alien_bytes = false;
+    for at in [0, RECORD_BYTES as u64] {
+        let mut bytes = [0; RECORD_BYTES];
+        match file.read_exact_at(&mut bytes, at) {
+            Ok(()) => (),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => (),
+            Err(error) => return Err(Unreadable::Io(error)),
+        }
+        // Zeroes: it died before its first record.
+        alien_bytes |= bytes[..8] != *MAGIC && bytes[..8] != [0; 8];
+        records.extend(Record::decode(&bytes));
+    }
+    if records.is_empty() && alien_bytes {
+        return Err(Unreadable::Alien);
+    }
+    let alien = |record: &Record| (record.blocks, record.block_bytes) != (virgin.blocks, virgin.block_bytes);
+    if records.iter().any(alien) {
+        return Err(Unreadable::Alien);
+    }
+    records.sort_by_key(|record| record.generation);
+    let [older, record] = &records[..] else {
+        return torn(records.first().map_or(0, |record| record.generation + 1));
+    };
+    if older.generation + 1 != record.generation {
+        return torn(record.generation + 1);
+    }
+    let mut bytes = vec![0; area_bytes(record.blocks) as usize];
+    let read = file.read_exact_at(&mut bytes, AREAS_AT + u64::from(record.area) * area_bytes(record.blocks));
+    if read.is_err() || crc32fast::hash(&bytes) != record.checksum {
+        return torn(record.generation + 1);
+    }
+    let mut set = set_of(record.blocks, &bytes);
+    if record.clean {
+        return Ok((record.clone(), set, Found::Clean));
+    }
+    let regions = record.blocks.div_ceil(region_blocks);
+    for run in set_of(regions, &record.intents).extents() {
+        let start = run.start * region_blocks;
+        let end = (run.end() * region_blocks).min(record.blocks);
+        set.insert_extent(Extent { start, count: end - start });
+    }
+    Ok((record.clone(), set, Found::Crashed))
+}
+
+fn region_blocks(blocks: u64, block_bytes: u64) -> u64 {
+    let bytes = (blocks * block_bytes).div_ceil(REGIONS_MAX).max(REGION_BYTES_MIN).max(block_bytes);
+    (bytes / block_bytes).next_power_of_two()
+}
+
+/// A bit a block, in whole words.
+fn area_bytes(blocks: u64) -> u64 {
+    blocks.div_ceil(64) * 8
+}
+
+fn words_of(set: &UnitSet<Block>) -> Vec<u8> {
+    let mut words = vec![0_u64; set.len().div_ceil(64) as usize];
+    for run in set.extents() {
+        masks(run.start, run.end()).for_each(|(word, mask)| words[word] |= mask);
+    }
+    words.into_iter().flat_map(u64::to_le_bytes).collect()
+}
+
+fn set_of(len: u64, bytes: &[u8]) -> UnitSet<Block> {
+    let mut words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    words.resize(len.div_ceil(64) as usize, 0);
+    UnitSet::from_words(len, words)
+}
