@@ -81,3 +81,71 @@ fn mistakes_are_named() {
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     }
 }
+
+/// A migration of a small guest, its power measured in all four stretches.
+const MOVE: &str = "trials = 1\nverify = false\n[guest]\nram = \"16 MiB\"\ntrips = 2\nsettle = \"50 ms\"\n[workload]\nuse = \"memory-intensive\"\n\
+    rate = \"4 MiB/s\"\n[energy]\nidle = \"100 ms\"\ncontrol = \"500 ms\"\nafter = \"150 ms\"\n";
+
+fn rows(arguments: &[&str]) -> (Vec<Value>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("move.toml");
+    std::fs::write(&file, MOVE).unwrap();
+    let out = folder.path().join("out");
+    let run = ["run", file.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let output = whimbrel(&[&run, arguments].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rows = std::fs::read_to_string(out.join("trials.jsonl")).unwrap();
+    (rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), folder)
+}
+
+fn report(folder: &tempfile::TempDir) -> String {
+    std::fs::read_to_string(folder.path().join("out/report.html")).unwrap()
+}
+
+#[test]
+fn both_hosts_of_one_package_are_measured_as_a_sum() {
+    let tree = Tree::new();
+    tree.package(0, 262_143_328_850 - 3_000_000, 262_143_328_850);
+    let moving = tree.keep_moving(100_000);
+    let (rows, folder) = rows(&["--energy-root", tree.path()]);
+    moving.stop();
+    assert_eq!(rows.len(), 2);
+    for row in &rows {
+        let energy = &row["energy"];
+        assert_eq!((&energy["kind"], &energy["shared_package"]), (&"measured".into(), &true.into()), "{energy}");
+        assert_eq!((&energy["source_uj"], &energy["destination_uj"]), (&Value::Null, &Value::Null));
+        assert!(row["reasons"]["energy.source_uj"].as_str().unwrap().contains("one package"));
+        assert_eq!(energy["window_ns"], row["total_ns"]);
+        for field in ["gross_uj", "idle_w", "workload_w", "after_w", "overhead_per_gib_uj"] {
+            assert!(energy[field].is_number(), "{field} of {energy}: {}", row["reasons"]);
+        }
+        assert_eq!(energy["domains"], serde_json::json!(["source:powercap/package-0"]));
+    }
+    let report = report(&folder);
+    assert!(report.contains("Energy: measured in 2 of 2 rows") && report.contains("<title>move</title>"));
+}
+
+#[test]
+fn a_model_is_called_one_in_every_row_and_in_the_title() {
+    let empty = Tree::new();
+    let root = ["--energy-root", empty.path()];
+    let (none, folder) = rows(&root);
+    assert_eq!((&none[0]["energy"]["kind"], &none[0]["energy"]["gross_uj"]), (&Value::Null, &Value::Null));
+    assert!(none[0]["energy"]["why"].as_str().unwrap().contains("class/powercap"));
+    assert!(report(&folder).contains("No energy in any row: command: "));
+    let (modelled, folder) = rows(&[&root[..], &["--set", "energy.model=defaults"]].concat());
+    for row in &modelled {
+        let energy = &row["energy"];
+        assert_eq!((&energy["kind"], &energy["shared_package"]), (&"modelled".into(), &false.into()));
+        assert!(energy["why"].as_str().unwrap().starts_with("modelled at 2.76 W a core"), "{energy}");
+        let sum = energy["source_uj"].as_u64().unwrap() + energy["destination_uj"].as_u64().unwrap();
+        assert!(energy["gross_uj"].as_u64().unwrap().abs_diff(sum) <= 1);
+    }
+    assert!(report(&folder).contains("<title>move (energy modelled, not measured)</title>"));
+    let summary: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.path().join("out/summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["energy_kind"], "modelled");
+    // Both trips of the trial are one sample.
+    assert_eq!(summary["cells"][0]["metrics"]["energy.gross_uj"]["n"], 1);
+    assert_eq!(summary["cells"][0]["metrics"]["total_ns"]["n"], 2);
+}

@@ -45,6 +45,9 @@ pub enum Command {
         /// End when standard input does: for a program that starts agents and may itself be killed
         #[arg(long)]
         until_input_ends: bool,
+        /// Where its meters are.
+        #[command(flatten)]
+        meter: MeterPlace,
     },
     /// List what an experiment may name
     List {
@@ -216,6 +219,9 @@ pub struct RunOptions {
     /// A file with the secret that the agents were given
     #[arg(long, value_name = "FILE", requires = "source")]
     pub token_file: Option<PathBuf>,
+    /// Where this host's meters are; agents that run already have been told.
+    #[command(flatten)]
+    pub meter: MeterPlace,
 }
 
 #[cfg(test)]

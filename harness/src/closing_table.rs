@@ -3,12 +3,23 @@
 use crate::summary::{CellSummary, Summary};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use std::collections::BTreeMap;
+use whimbrel_migration::report::EnergyKind;
 use whimbrel_model::{Bytes, Nanos};
 
 /// The table as text.
 pub fn closing_table(summary: &Summary, width: Option<u16>) -> String {
     let factors = factor_names(summary);
-    let columns = ["n", "downtime", "guest gap", "total", "eviction", "bytes", "push loss", "check"];
+    // A model's figures never look like a meter's.
+    let energy = match summary.energy_kind {
+        Some(EnergyKind::Measured) => Some("energy overhead"),
+        Some(EnergyKind::Modelled) => Some("modelled overhead"),
+        None => None,
+    };
+    let columns: Vec<&str> = ["n", "downtime", "guest gap", "total", "eviction", "bytes", "push loss"]
+        .into_iter()
+        .chain(energy)
+        .chain(["check"])
+        .collect();
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     if let Some(width) = width {
@@ -16,13 +27,13 @@ pub fn closing_table(summary: &Summary, width: Option<u16>) -> String {
     }
     let names = factors.iter().map(|f| short(f, &factors).to_owned());
     let names: Vec<String> = if factors.is_empty() { vec!["cell".to_owned()] } else { names.collect() };
-    table.set_header(names.iter().map(String::as_str).chain(columns));
+    table.set_header(names.iter().map(String::as_str).chain(columns.iter().copied()));
     for cell in &summary.cells {
         let named: Vec<String> = match factors.is_empty() {
             true => vec![cell.cell.clone()],
             false => factors.iter().map(|f| cell.factors.get(*f).map_or_else(String::new, plain)).collect(),
         };
-        table.add_row(named.into_iter().chain(figures(cell)));
+        table.add_row(named.into_iter().chain(figures(cell, energy.is_some())));
     }
     for column in table.column_iter_mut().skip(names.len()).take(columns.len() - 1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -55,14 +66,14 @@ fn plain(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn figures(cell: &CellSummary) -> Vec<String> {
+fn figures(cell: &CellSummary, energy: bool) -> Vec<String> {
     let none = || "-".to_owned();
     let time = |metric: &str| cell.median(metric).map_or_else(none, |ns| Nanos(ns.round() as u64).to_string());
     // Adding zero takes the sign from a zero that rounding made.
     let tenths = |ratio: f64| (ratio * 1000.0).round() / 10.0 + 0.0;
     let percent = |metric: &str| cell.median(metric).map_or_else(none, |r| format!("{:.1} %", tenths(r)));
     let rows = if cell.failed == 0 { cell.n.to_string() } else { format!("{} of {}", cell.completed, cell.n) };
-    vec![
+    let mut figures = vec![
         rows,
         time("downtime_ns"),
         time("guest_gap_ns"),
@@ -70,8 +81,11 @@ fn figures(cell: &CellSummary) -> Vec<String> {
         time("eviction_ns"),
         cell.median("bytes.total").map_or_else(none, |b| Bytes(b.round() as u64).to_string()),
         percent("work.push_degradation_ratio"),
-        checks(&cell.checks),
-    ]
+    ];
+    let joules = || cell.median("energy.overhead_uj").map_or_else(none, |uj| format!("{:.3} J", uj / 1e6));
+    figures.extend(energy.then(joules));
+    figures.push(checks(&cell.checks));
+    figures
 }
 
 fn checks(checks: &BTreeMap<&'static str, usize>) -> String {

@@ -24,8 +24,9 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<u8> {
     match cli.command {
         None => run::run(None, &cli.options),
         Some(Command::Run { experiment, options }) => run::run(experiment.as_deref(), &options),
-        Some(Command::Host { listen, token_file, directory, until_input_ends }) => {
-            host::serve(listen, token_file.as_deref(), directory, until_input_ends, &Interrupt::on_signals()?)
+        Some(Command::Host { listen, token_file, directory, until_input_ends, meter }) => {
+            let place = energy::place(&meter)?;
+            host::serve(listen, token_file.as_deref(), directory, place, until_input_ends, &Interrupt::on_signals()?)
         }
         Some(Command::List { kind, json }) => print(&list::list(kind, json)),
         Some(Command::Explain { metric }) => print(&explain::explain(metric.as_deref())?),

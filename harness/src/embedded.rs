@@ -1,5 +1,6 @@
 //! Both hosts as child processes of this one: the default, and the same program as with real hosts.
 
+use crate::cli::MeterPlace;
 use crate::experiment::setting::{Link, Via};
 use anyhow::Context;
 use std::io::{BufRead, BufReader};
@@ -18,6 +19,7 @@ const PREFIX: &str = "whimbrel";
 /// The children, and the folder for their disk images.
 pub(crate) struct Embedded {
     directory: tempfile::TempDir,
+    meter: MeterPlace,
     running: Option<Running>,
 }
 
@@ -43,9 +45,9 @@ impl Drop for Agent {
 }
 
 impl Embedded {
-    pub(crate) fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new(meter: MeterPlace) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("whimbrel-").tempdir().context("no folder for disk images")?;
-        Ok(Embedded { directory, running: None })
+        Ok(Embedded { directory, meter, running: None })
     }
 
     /// Two agents whose link is as asked for.
@@ -54,7 +56,7 @@ impl Embedded {
         let rate = link.rate.filter(|_| link.via == Via::Netns);
         if !self.running.as_ref().is_some_and(|r| r.via == link.via && r.rate == rate) {
             self.running = None;
-            self.running = Some(start(link.via, rate, self.directory.path())?);
+            self.running = Some(start(link.via, rate, self.directory.path(), &self.meter)?);
         }
         self.running.as_ref().map(|r| r.hosts.clone()).context("the agents run")
     }
@@ -65,7 +67,7 @@ impl Embedded {
     }
 }
 
-fn start(via: Via, rate: Option<ByteRate>, directory: &Path) -> anyhow::Result<Running> {
+fn start(via: Via, rate: Option<ByteRate>, directory: &Path, meter: &MeterPlace) -> anyhow::Result<Running> {
     let namespaces = match via {
         Via::Bucket => None,
         Via::Netns => {
@@ -80,7 +82,7 @@ fn start(via: Via, rate: Option<ByteRate>, directory: &Path) -> anyhow::Result<R
     );
     let token_file = directory.join("token");
     std::fs::write(&token_file, &secret).context("the agents' token")?;
-    let begin = |end| start_agent(namespaces.as_deref().map(|n| (n, end)), directory, &token_file);
+    let begin = |end| start_agent(namespaces.as_deref().map(|n| (n, end)), directory, &token_file, meter);
     let (source, source_address) = begin(End::Source)?;
     let (destination, destination_address) = begin(End::Destination)?;
     let host = |end, address: SocketAddr| match &namespaces {
@@ -100,6 +102,7 @@ fn start_agent(
     inside: Option<(&Namespaces, End)>,
     directory: &Path,
     token_file: &Path,
+    meter: &MeterPlace,
 ) -> anyhow::Result<(Agent, SocketAddr)> {
     let program = std::env::current_exe().context("the path of this program")?;
     let mut command = match inside {
@@ -114,6 +117,12 @@ fn start_agent(
     let listen = inside.map_or_else(|| "127.0.0.1:0".to_owned(), |(_, end)| format!("{}:0", end.address()));
     command.args(["host", "--until-input-ends", "--listen", &listen]);
     command.arg("--token-file").arg(token_file).arg("--directory").arg(directory);
+    if let Some(root) = &meter.energy_root {
+        command.arg("--energy-root").arg(root);
+    }
+    if let Some(line) = &meter.meter_command {
+        command.arg("--meter-command").arg(line);
+    }
     // Standard input is held open as long as this program lives: a child ends with it, however it ends.
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut agent = Agent(command.spawn().context("an agent can't be started")?);

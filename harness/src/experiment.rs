@@ -7,11 +7,13 @@
 //! - [`overrides`]: `--set KEY=VALUE`
 //! - [`fields`]: typed access to the keys of a table
 //! - [`setting`]: what one cell fixes: guest, link, workload, memory, disk, coordinator
+//! - [`energy`]: how energy is measured
 //! - [`cells`]: the product of what is varied
 //! - [`limits`]: what this host can hold
 //! - [`written`]: the resolved experiment as a file
 
 pub mod cells;
+pub mod energy;
 pub mod fields;
 pub mod limits;
 pub mod overrides;
@@ -23,6 +25,7 @@ pub mod written;
 mod tests;
 
 pub use cells::Cell;
+pub use energy::Energy;
 pub use overrides::Override;
 pub use setting::{Guest, Link, Setting, Via};
 pub use tree::{Mistake, Place};
@@ -35,7 +38,7 @@ use tree::Node;
 pub const QUICKSTART: &str = include_str!("../../results/quickstart/experiment.toml");
 
 /// The keys at the top of an experiment file.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "name",
     "question",
     "trials",
@@ -47,6 +50,7 @@ const KEYS: [&str; 14] = [
     "memory",
     "disk",
     "coordinator",
+    "energy",
     "vary",
     "zip",
     "cell",

@@ -12,12 +12,12 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use whimbrel_migration::metrics::{self, METRICS};
-use whimbrel_migration::report::{Outcome, Verdict};
+use whimbrel_migration::report::{EnergyKind, Outcome, Verdict};
 use whimbrel_model::quantity;
 use whimbrel_model::{Bytes, Nanos};
 
 /// The metrics of the summary table: heading, path, unit, and what one of it is in the row's unit.
-const COLUMNS: [(&str, &str, &str, f64); 9] = [
+const COLUMNS: [(&str, &str, &str, f64); 11] = [
     ("downtime", "downtime_ns", "ms", 1e6),
     ("guest gap", "guest_gap_ns", "ms", 1e6),
     ("total", "total_ns", "s", 1e9),
@@ -27,12 +27,14 @@ const COLUMNS: [(&str, &str, &str, f64); 9] = [
     ("pull loss", "work.pull_degradation_ratio", "%", 0.01),
     ("delay", "work.delay_ns", "ms", 1e6),
     ("p99 fault", "memory_faults.p99_ns", "us", 1e3),
+    ("energy", "energy.gross_uj", "J", 1e6),
+    ("energy overhead", "energy.overhead_uj", "J", 1e6),
 ];
 
 /// The report of a run.
 pub fn report(experiment: &Experiment, environment: &Environment, summary: &Summary, rows: &[Row]) -> String {
     let mut page = String::new();
-    let title = escape(&experiment.name);
+    let title = escape(&title(experiment, summary));
     let _ = write!(
         page,
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>\
@@ -54,13 +56,19 @@ pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&#39;").replace('"', "&quot;")
 }
 
+/// The experiment's name, and that its energies are no measurements where they are not.
+fn title(experiment: &Experiment, summary: &Summary) -> String {
+    let modelled = summary.energy_kind == Some(EnergyKind::Modelled);
+    format!("{}{}", experiment.name, if modelled { " (energy modelled, not measured)" } else { "" })
+}
+
 fn opening(experiment: &Experiment, environment: &Environment, summary: &Summary, rows: &[Row]) -> String {
     let good = rows.iter().filter(|r| r.good()).count();
     let class = if good == rows.len() && !rows.is_empty() { "good" } else { "bad" };
     let mut text = format!(
         "<h1>{}</h1><p class=question>{}</p><p class=faint>{} · whimbrel {} ({}) · {} cells, {} trials each, seed {}</p>\
          <p class={class}>{good} of {} rows completed with a check that found no difference.</p>",
-        escape(&experiment.name),
+        escape(&title(experiment, summary)),
         escape(&experiment.question),
         environment.began,
         environment.version,
@@ -73,7 +81,7 @@ fn opening(experiment: &Experiment, environment: &Environment, summary: &Summary
     if summary.interrupted {
         text.push_str("<p class=bad>The run was interrupted: not every trial was made.</p>");
     }
-    let _ = write!(text, "<p class=note>{}</p>", escape(&energy_line(rows)));
+    let _ = write!(text, "<p class=note>{}</p>", escape(&energy_line(summary, rows)));
     for warning in &environment.warnings {
         let _ = write!(text, "<p class=note>{}</p>", escape(warning));
     }
@@ -81,15 +89,24 @@ fn opening(experiment: &Experiment, environment: &Environment, summary: &Summary
 }
 
 /// What can honestly be said of energy.
-fn energy_line(rows: &[Row]) -> String {
-    let measured = rows.iter().filter(|r| r.report.energy.kind.is_some()).count();
-    let why = rows.iter().find_map(|r| r.report.energy.why.clone().filter(|_| r.report.energy.kind.is_none()));
-    match (measured, why) {
-        (0, Some(why)) => format!("No energy in any row: {why}."),
-        (0, None) => "Energy: there are no rows.".to_owned(),
-        (n, Some(why)) => format!("Energy: in {n} of {} rows; elsewhere none: {why}.", rows.len()),
-        (n, None) => format!("Energy: in all {n} rows."),
+fn energy_line(summary: &Summary, rows: &[Row]) -> String {
+    let with = rows.iter().filter(|r| r.report.energy.kind.is_some()).count();
+    let why = |none: bool| {
+        rows.iter().map(|r| &r.report.energy).find(|e| e.kind.is_none() == none).and_then(|e| e.why.clone())
+    };
+    let word = match summary.energy_kind {
+        _ if rows.is_empty() => return "Energy: there are no rows.".to_owned(),
+        None => return format!("No energy in any row: {}.", why(true).unwrap_or_default()),
+        Some(EnergyKind::Measured) => "measured",
+        Some(EnergyKind::Modelled) => "modelled, not measured,",
+    };
+    let mut text = format!("Energy: {word} in {} of {} rows", with - summary.energy_left_out, rows.len());
+    let remarks = [why(false), why(true).map(|why| format!("elsewhere none: {why}"))];
+    remarks.into_iter().flatten().for_each(|remark| text.push_str(&format!("; {remark}")));
+    if summary.energy_left_out > 0 {
+        text.push_str(&format!("; {} rows are modelled, and not summed up", summary.energy_left_out));
     }
+    text + "."
 }
 
 fn table(summary: &Summary) -> String {

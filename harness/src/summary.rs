@@ -1,14 +1,16 @@
 //! The summary: each metric of each cell over its trials.
 //!
 //! The unit of replication is one row. Values of rows that did not complete are left out and counted: a mean that
-//! mixes them in would say nothing of either.
+//! mixes them in would say nothing of either. Likewise energies: where some rows are measured and others modelled, only the
+//! measured ones are summed up. The trips of one trial are one sample of energy: their mean, so that a batch of short
+//! migrations there and back rises above the meter's noise.
 
 use crate::experiment::Experiment;
 use crate::row::Row;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use whimbrel_migration::report::Outcome;
+use whimbrel_migration::report::{EnergyKind, Outcome};
 use whimbrel_model::rng::{Rng, derive};
 
 /// Resamples of a bootstrap.
@@ -27,6 +29,10 @@ pub struct Summary {
     pub bootstrap_seed: u64,
     /// Whether the run was ended before its last trial.
     pub interrupted: bool,
+    /// Where the energies come from that are summed up; null: no row has any.
+    pub energy_kind: Option<EnergyKind>,
+    /// Completed rows whose energies are of the other kind, and so left out.
+    pub energy_left_out: usize,
     /// The cells, in the experiment's order.
     pub cells: Vec<CellSummary>,
 }
@@ -72,13 +78,21 @@ pub struct Spread {
 impl Summary {
     /// Sums up the rows of an experiment.
     pub fn of(experiment: &Experiment, rows: &[Row], interrupted: bool) -> Summary {
+        let of_kind = |kind| rows.iter().filter(|r| r.report.energy.kind == Some(kind)).count();
+        let (measured, modelled) = (of_kind(EnergyKind::Measured), of_kind(EnergyKind::Modelled));
+        let energy_kind = match (measured, modelled) {
+            (0, 0) => None,
+            (0, _) => Some(EnergyKind::Modelled),
+            _ => Some(EnergyKind::Measured),
+        };
         let cells = experiment.cells.iter().enumerate().map(|(index, cell)| {
             let rows: Vec<&Row> = rows.iter().filter(|r| r.cell == cell.name).collect();
             let completed: Vec<&&Row> = rows.iter().filter(|r| r.report.outcome == Outcome::Completed).collect();
             let mut values: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-            for (name, value) in completed.iter().flat_map(|row| row.numbers()) {
+            for (name, value) in completed.iter().flat_map(|row| row.numbers()).filter(|(name, _)| !of_energy(name)) {
                 values.entry(name).or_default().extend(value);
             }
+            values.extend(energies(&completed, energy_kind));
             let seed = derive(experiment.seed, index as u64);
             let spread =
                 |(at, (name, values)): (usize, (_, Vec<f64>))| (name, Spread::of(values, derive(seed, at as u64)));
@@ -105,9 +119,35 @@ impl Summary {
             question: experiment.question.clone(),
             bootstrap_seed: experiment.seed,
             interrupted,
+            energy_kind,
+            energy_left_out: if measured > 0 { modelled } else { 0 },
             cells: cells.collect(),
         }
     }
+}
+
+fn of_energy(metric: &str) -> bool {
+    metric.starts_with("energy.")
+}
+
+/// The energies of rows of one kind: a value a guest and trial, the mean of its trips. Where a trip has none, the trial has
+/// none.
+fn energies(rows: &[&&Row], kind: Option<EnergyKind>) -> BTreeMap<&'static str, Vec<f64>> {
+    let mut batches: BTreeMap<(u32, u32), Vec<&Row>> = BTreeMap::new();
+    for row in rows {
+        batches.entry((row.trial, row.guest)).or_default().push(row);
+    }
+    let mut found: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
+    for batch in batches.values() {
+        let alike = batch.iter().all(|row| row.report.energy.kind == kind && kind.is_some());
+        let numbers: Vec<Vec<(&'static str, Option<f64>)>> = batch.iter().map(|row| row.numbers()).collect();
+        for (at, (name, _)) in numbers[0].iter().enumerate().filter(|(_, (name, _))| of_energy(name)) {
+            let values: Option<Vec<f64>> = numbers.iter().map(|trip| trip[at].1).collect();
+            let mean = values.filter(|_| alike).map(|values| values.iter().sum::<f64>() / values.len() as f64);
+            found.entry(name).or_default().extend(mean);
+        }
+    }
+    found
 }
 
 impl CellSummary {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use whimbrel_migration::commands::{DiskSpec, GuestSpec, LinkSpec};
 use whimbrel_migration::core::Progress as EngineProgress;
 use whimbrel_migration::report::{Facts, Outcome};
-use whimbrel_migration::session::{self, Control, Host, Hosts, Prepared, TrialPlan};
+use whimbrel_migration::session::{self, Control, EnergyPlan, Host, Hosts, Prepared, TrialPlan};
 use whimbrel_model::{ByteRate, Phase, Recorded};
 use whimbrel_wire::Token;
 
@@ -106,7 +106,7 @@ pub fn open(options: &RunOptions, interrupt: &Interrupt) -> anyhow::Result<Box<d
             let here = source.ip().is_loopback() && destination.ip().is_loopback();
             Place::Remote(hosts, if here || source.ip() == destination.ip() { "one-host" } else { "two-hosts" })
         }
-        _ => Place::Embedded(Embedded::new()?),
+        _ => Place::Embedded(Embedded::new(options.meter.clone())?),
     };
     Ok(Box::new(RealTrials { place, interrupt: interrupt.clone(), controls: HashMap::new() }))
 }
@@ -114,12 +114,6 @@ pub fn open(options: &RunOptions, interrupt: &Interrupt) -> anyhow::Result<Box<d
 fn bad(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
     BadInput(format!("{:#}", anyhow::Error::from(error))).into()
 }
-
-/// How long the control run of a cell takes.
-const CONTROL_TIME: Duration = Duration::from_millis(1500);
-
-/// How long a guest runs at the destination before it is stopped and judged.
-const TAIL: Duration = Duration::from_millis(250);
 
 enum Place {
     /// And whether they are one host or two, as far as their addresses tell.
@@ -209,10 +203,11 @@ fn make(
     let stage = |stage| Progress { stage, ..Progress::default() };
     let mut baselines = Vec::new();
     for plan in &plans {
-        let key = format!("{:?}", (&plan.guest.seed, &setting.guest, setting.workload.resolved()));
+        let control_time = setting.energy.control.into();
+        let key = format!("{:?}", (&plan.guest.seed, &setting.guest, setting.workload.resolved(), &setting.energy));
         if !controls.contains_key(&key) {
             progress(stage("control run"));
-            controls.insert(key.clone(), session::control_run(hosts, &plan.guest, CONTROL_TIME)?);
+            controls.insert(key.clone(), session::control_run(hosts, &plan.guest, control_time, plan.energy.as_ref())?);
         }
         baselines.push(controls[&key].clone());
     }
@@ -293,9 +288,14 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
         source_link: side(slower, None),
         destination_link: side(slower, link.destination_rate),
         settle: of.settle.into(),
-        tail: TAIL,
+        tail: setting.energy.after.into(),
         trips: of.trips,
         verify: request.verify,
+        energy: Some(EnergyPlan {
+            spec: setting.energy.spec(),
+            idle: setting.energy.idle.into(),
+            both_ways: of.trips > 1,
+        }),
     }
 }
 

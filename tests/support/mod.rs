@@ -151,6 +151,7 @@ pub fn plan(guest: GuestSpec, memory: Value, disk: Value) -> TrialPlan {
         tail: Duration::from_millis(20),
         trips: 1,
         verify: true,
+        energy: None,
     }
 }
 

@@ -78,7 +78,7 @@ fn accept(mut meter: Box<dyn Meter>, clock: Clock) -> Result<Accepted, Unmeasure
     let began = clock();
     // A wall meter says something once a second or so.
     let patience =
-        if meter.domains().iter().any(|d| d.kind == DomainKind::Wall) { Nanos(5_000_000_000) } else { PATIENCE };
+        if meter.domains().iter().any(|d| d.kind == DomainKind::Host) { Nanos(5_000_000_000) } else { PATIENCE };
     loop {
         let now = clock();
         add(&mut *meter, &mut counters, now);

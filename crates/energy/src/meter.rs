@@ -58,8 +58,8 @@ pub enum DomainKind {
     Psys,
     /// Some other device.
     Device,
-    /// The host at its plug, and so everything else.
-    Wall,
+    /// All of the host, as a meter at its plug or a model has it, and so everything else.
+    Host,
 }
 
 impl DomainKind {
@@ -69,7 +69,7 @@ impl DomainKind {
         match self {
             DomainKind::Package | DomainKind::Core | DomainKind::Uncore | DomainKind::Dram => 1000,
             DomainKind::Psys | DomainKind::Device => 4000,
-            DomainKind::Wall => 10_000,
+            DomainKind::Host => 10_000,
         }
     }
 }
@@ -78,8 +78,8 @@ impl DomainKind {
 /// the platform. Cores and uncore lie inside a package. All false: nothing here covers the host.
 pub fn counted(domains: &[Domain]) -> Vec<bool> {
     let any = |kind| domains.iter().any(|d| d.kind == kind);
-    let wanted: &[DomainKind] = if any(DomainKind::Wall) {
-        &[DomainKind::Wall]
+    let wanted: &[DomainKind] = if any(DomainKind::Host) {
+        &[DomainKind::Host]
     } else if any(DomainKind::Package) {
         &[DomainKind::Package, DomainKind::Dram]
     } else {
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn every_part_of_a_host_is_counted_once() {
-        use DomainKind::{Core, Dram, Package, Psys, Uncore, Wall};
+        use DomainKind::{Core, Dram, Host, Package, Psys, Uncore};
         let counted_of = |kinds: &[DomainKind]| {
             let domains: Vec<Domain> = kinds.iter().copied().map(domain).collect();
             let counted = counted(&domains);
@@ -172,7 +172,7 @@ mod tests {
         };
         assert_eq!(counted_of(&[Package, Core, Uncore, Dram, Psys]), [Package, Dram]);
         assert_eq!(counted_of(&[Psys, Core]), [Psys]);
-        assert_eq!(counted_of(&[Package, Wall]), [Wall]);
+        assert_eq!(counted_of(&[Package, Host]), [Host]);
         assert_eq!(counted_of(&[Core]), []);
     }
 

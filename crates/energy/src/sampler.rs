@@ -19,7 +19,7 @@ pub struct Totals {
 
 /// Reads until it is dropped. The last reading is made then.
 pub struct Sampler {
-    stop: Option<Sender<()>>,
+    ask: Option<Sender<Sender<()>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -32,31 +32,45 @@ impl Sampler {
         clock: Clock,
         mut tell: impl FnMut(Totals) + Send + 'static,
     ) -> Self {
-        let (stop, stopped) = channel();
+        let (ask, asked) = channel::<Sender<()>>();
         let mut counters: Vec<Counter> = meter.domains().iter().map(Counter::new).collect();
         let every = pace(&counters, every);
         let thread = std::thread::spawn(move || {
             let (mut next, mut told) = (clock(), None);
-            loop {
-                let now = clock();
-                let totals = sample(&mut *meter, &mut counters, now);
+            let mut read = || {
+                let totals = sample(&mut *meter, &mut counters, clock());
                 if told.is_none_or(|last| totals.at > last) {
                     told = Some(totals.at);
                     tell(totals);
                 }
+            };
+            loop {
+                read();
                 // A reader that was kept from running reads again from now on, and not once for each missed turn.
+                let now = clock();
                 next = next.plus(every.into()).max(now);
-                let wait = Duration::from(next.since(clock()));
-                if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
-                    break;
+                match asked.recv_timeout(Duration::from(next.since(now))) {
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                    Ok(answer) => {
+                        read();
+                        // Who asked may have gone.
+                        let _ = answer.send(());
+                    }
                 }
             }
-            let last = sample(&mut *meter, &mut counters, clock());
-            if told.is_none_or(|told| last.at > told) {
-                tell(last);
-            }
+            read();
         });
-        Sampler { stop: Some(stop), thread: Some(thread) }
+        Sampler { ask: Some(ask), thread: Some(thread) }
+    }
+
+    /// Reads now, besides the steady pace, and returns when what was read has been told.
+    pub fn read_now(&self) {
+        let (answer, answered) = channel();
+        if self.ask.as_ref().is_some_and(|ask| ask.send(answer).is_ok()) {
+            // A thread that has panicked has told of that itself.
+            let _ = answered.recv();
+        }
     }
 }
 
@@ -70,7 +84,7 @@ fn sample(meter: &mut dyn Meter, counters: &mut [Counter], now: Nanos) -> Totals
 
 impl Drop for Sampler {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        drop(self.ask.take());
         if let Some(thread) = self.thread.take() {
             // A panic there is a bug that its own message has told of.
             let _ = thread.join();

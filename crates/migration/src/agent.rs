@@ -1,5 +1,7 @@
 //! The agent of a host: listens, lets coordinators make, run and move guests, and takes in guests from other hosts.
 
+mod energy;
+
 use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use crate::core::Ending;
 use crate::driver::{
@@ -8,6 +10,7 @@ use crate::driver::{
 };
 use crate::guest::{Guest, RamPool};
 use crate::recorder::Recorder;
+use energy::{Listening, Metering, Running};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -18,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedSender;
+use whimbrel_energy::Place;
 use whimbrel_machine::Begin;
 use whimbrel_model::event::Mark;
 use whimbrel_model::{ByteRate, Event, Moment, Nanos};
@@ -40,6 +44,8 @@ pub struct AgentSetup {
     pub token: Option<Token>,
     /// Where disk images are kept.
     pub directory: PathBuf,
+    /// Where the host's counters of energy lie.
+    pub energy: Place,
 }
 
 /// An agent that listens.
@@ -54,6 +60,8 @@ struct Shared {
     pool: Arc<RamPool>,
     /// The host's network card: all moves with the same settings go through one.
     card: Mutex<Option<(LinkSpec, Nic)>>,
+    /// What reads the host's energy.
+    metering: Metering,
     /// Moves that this host expects: where to hand their connections.
     expected: Mutex<HashMap<u64, Sender<(Role, std::net::TcpStream)>>>,
 }
@@ -96,6 +104,7 @@ impl Agent {
             directory: setup.directory,
             pool: Arc::default(),
             card: Mutex::default(),
+            metering: Metering::new(setup.energy),
             expected: Mutex::default(),
         };
         Ok(Agent { listener, shared: Arc::new(shared) })
@@ -200,6 +209,10 @@ struct Desk {
     expected: Option<Expected>,
     watch: Option<WorkWatch>,
     recorder: Recorder,
+    /// What reads the host's energy, once the coordinator wants that.
+    meter: Option<Arc<Running>>,
+    /// Its readings since the last move began.
+    listening: Option<Listening>,
 }
 
 /// A move that this host receives.
@@ -221,6 +234,8 @@ impl Desk {
             expected: None,
             watch: None,
             recorder: Recorder::new(Mark::Source),
+            meter: None,
+            listening: None,
         }
     }
 
@@ -236,12 +251,28 @@ impl Desk {
             Command::Create { spec } => {
                 self.discard();
                 self.guest = Some(self.make(spec, Begin::New)?);
+                self.shared.metering.counts(&self.guest()?.machine);
             }
             Command::Run {} => self.run()?,
             Command::Control { for_ns } => {
-                let (control, dirtied) = self.guest()?.control(Duration::from_nanos(for_ns))?;
+                let time = Duration::from_nanos(for_ns);
+                let measured = energy::during(self.meter.as_ref(), time, || self.guest()?.control(time));
+                let ((control, dirtied), power_w) = measured?;
                 self.discard();
-                return Ok(Answer::Baseline { control: Box::new(control), dirtied });
+                return Ok(Answer::Baseline { control: Box::new(control), dirtied, power_w });
+            }
+            Command::Meter { spec } => return Ok(Answer::Metered { meter: self.start_meter(&spec) }),
+            Command::Idle { for_ns } => {
+                let time = Duration::from_nanos(for_ns);
+                let idle = || {
+                    std::thread::sleep(time);
+                    Ok(())
+                };
+                return energy::during(self.meter.as_ref(), time, idle).map(|((), power_w)| Answer::Idled { power_w });
+            }
+            Command::Energies {} => {
+                let (events, conditions) = self.listening.take().map(Listening::end).unwrap_or_default();
+                return Ok(Answer::Energies { events, conditions });
             }
             Command::Receive { spec, movement } => self.receive(spec, &movement)?,
             Command::Migrate { to, movement } => return self.migrate(to, &movement, answers),
@@ -296,6 +327,7 @@ impl Desk {
 
     fn receive(&mut self, spec: GuestSpec, movement: &MoveSpec) -> Result<(), DriverError> {
         self.forget_expected();
+        self.listen(Mark::Destination);
         match &mut self.guest {
             Some(guest) if movement.incremental && self.away => guest.expect_return()?,
             _ => {
@@ -304,6 +336,7 @@ impl Desk {
             }
         }
         let guest = self.guest()?;
+        self.shared.metering.counts(&guest.machine);
         let nic = self.shared.nic(movement.link);
         let recorder = Recorder::new(Mark::Destination);
         let (hand_over, coming) = std::sync::mpsc::channel();
@@ -348,6 +381,8 @@ impl Desk {
         movement: &MoveSpec,
         answers: &UnboundedSender<Answer>,
     ) -> Result<Answer, DriverError> {
+        // A reading lies before the request, so that its energy is known.
+        self.listen(Mark::Source);
         let (requested, began) = (clock::now(), self.cpu_ns());
         if self.away {
             return Err(DriverError::Protocol("the guest has left this host".to_owned()));

@@ -9,6 +9,7 @@ use crate::report::{ClockOffset, ControlRun};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use whimbrel_disk::DiskChoice;
+use whimbrel_energy::{Conditions, EnergySpec, HostMeter};
 use whimbrel_machine::Verification;
 use whimbrel_memory::MemoryChoice;
 use whimbrel_model::Recorded;
@@ -93,6 +94,18 @@ pub enum Command {
         /// How long, in nanoseconds.
         for_ns: u64,
     },
+    /// Read this host's energy from now on, for as long as the coordinator stays.
+    Meter {
+        /// How.
+        spec: EnergySpec,
+    },
+    /// Let this host be for a time, and tell its power meanwhile.
+    Idle {
+        /// How long, in nanoseconds.
+        for_ns: u64,
+    },
+    /// Tell the host's energies since the last move began here, and stop recording them.
+    Energies {},
     /// Expect a guest from another host; what is here of an earlier visit is kept for an incremental return.
     Receive {
         /// The guest.
@@ -134,6 +147,9 @@ impl Command {
             | Command::Verify {} => true,
             Command::Create { .. }
             | Command::Control { .. }
+            | Command::Meter { .. }
+            | Command::Idle { .. }
+            | Command::Energies {}
             | Command::Receive { .. }
             | Command::Collect {}
             | Command::Discard {} => false,
@@ -163,6 +179,25 @@ pub enum Answer {
         control: Box<ControlRun>,
         /// Distinct pages that it dirtied in an interval of so many nanoseconds.
         dirtied: Option<(u64, u64)>,
+        /// The host's power during it, in watts, or why that isn't known.
+        power_w: Result<f64, String>,
+    },
+    /// What reads this host's energy, or why nothing does.
+    Metered {
+        /// The meter.
+        meter: Result<Box<HostMeter>, String>,
+    },
+    /// The host's power while it was let be, in watts, or why that isn't known.
+    Idled {
+        /// The power.
+        power_w: Result<f64, String>,
+    },
+    /// What the host used.
+    Energies {
+        /// Readings, by this host's clock.
+        events: Vec<Recorded>,
+        /// The frequency and temperature of its processors meanwhile.
+        conditions: Conditions,
     },
     /// The guest is stopped; what it did since the move ended here.
     Stopped {

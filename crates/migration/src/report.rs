@@ -7,7 +7,9 @@
 //! - `timeline`: the fixed points on one clock, and every metric that is an interval between two of them
 //! - `transfer`: bytes, pages, blocks, rounds, links, faults
 //! - `work`: the guest's progress against the control run's, and its silences
+//! - `energy`: what the hosts used, and what of it the migration cost
 
+mod energy;
 pub mod facts;
 mod timeline;
 mod transfer;
@@ -16,12 +18,14 @@ mod work;
 #[cfg(test)]
 mod tests;
 
+pub use energy::Energy;
 pub use facts::{
-    Alive, ClockOffset, ControlRun, Cpu, Energy, EnergyKind, Facts, LinkCounters, OfferedFacts, Outcome, Verdict,
+    Alive, ClockOffset, ControlRun, Cpu, EnergyFacts, Facts, HostPowers, LinkCounters, OfferedFacts, Outcome, Verdict,
     Verify, WorkSample,
 };
 pub use timeline::DowntimeParts;
 pub use transfer::{Blocks, BytesSplit, Faults, LinkUse, OfWhich, Pages};
+pub use whimbrel_energy::Kind as EnergyKind;
 pub use work::{Offered, Work};
 
 use serde::{Deserialize, Serialize};
@@ -120,10 +124,11 @@ impl Report {
             work: Work::of(events, &timeline, facts, &mut reasons),
             offered: Offered::of(facts, &mut reasons),
             cpu: facts.cpu,
-            energy: facts.energy.clone(),
+            energy: Energy::default(),
             verify: facts.verify.clone(),
             reasons: BTreeMap::new(),
         };
+        report.energy = Energy::of(events, &timeline, facts, &report, &mut reasons);
         reasons.keep("cpu.source_ns", facts.cpu.source_ns.ok_or_else(not_recorded));
         reasons.keep("cpu.destination_ns", facts.cpu.destination_ns.ok_or_else(not_recorded));
         let never = || Err::<(), _>(failure(events).unwrap_or_else(|| "no schedule said that it was ready".to_owned()));

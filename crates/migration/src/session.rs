@@ -1,17 +1,22 @@
 //! A trial over two hosts, as the coordinator sees it: makes the guest, moves it, decides what is undecided, and has it
 //! judged.
 
+mod energy;
+
+pub use energy::{EnergyPlan, Powers};
+
 use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use crate::coordinator::CoordinatorChoice;
 use crate::core::{Ending, Progress};
 use crate::report::{
-    Alive, ControlRun, Cpu, Energy, Facts, LinkCounters, OfferedFacts, Outcome, Verdict as RowVerdict, Verify,
+    Alive, ControlRun, Cpu, Facts, LinkCounters, OfferedFacts, Outcome, Verdict as RowVerdict, Verify,
 };
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use whimbrel_disk::DiskChoice;
+use whimbrel_energy::HostMeter;
 use whimbrel_machine::{Verdict, Verification};
 use whimbrel_memory::MemoryChoice;
 use whimbrel_model::{Event, Family, Moment, PAGE_BYTES, Recorded};
@@ -109,7 +114,7 @@ impl Hosts {
         let mut known = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|stream| stream.strong_count() > 0);
         known.push(Arc::downgrade(&stream));
-        Ok(Agent { host, address: *address, stream })
+        Ok(Agent { host, address: *address, stream, meter: Err(energy::NOT_ASKED.to_owned()) })
     }
 }
 
@@ -136,6 +141,8 @@ pub struct TrialPlan {
     pub trips: u32,
     /// Whether the twin judges.
     pub verify: bool,
+    /// How energy is measured; `None`: it isn't.
+    pub energy: Option<EnergyPlan>,
 }
 
 /// What a control run found.
@@ -145,6 +152,8 @@ pub struct Control {
     pub run: ControlRun,
     /// What the workload asks for and did.
     pub offered: OfferedFacts,
+    /// The hosts' powers, with the guest at the source and then with the guest at the destination.
+    pub powers: [Powers; 2],
 }
 
 /// One trip of one guest.
@@ -165,6 +174,8 @@ struct Agent {
     host: &'static str,
     address: SocketAddr,
     stream: Arc<TcpStream>,
+    /// What reads the host's energy, or why nothing does.
+    meter: Result<Box<HostMeter>, String>,
 }
 
 impl Agent {
@@ -200,18 +211,25 @@ impl Agent {
     }
 }
 
-/// Runs the guest for a time without any migration.
+/// Runs the guest for a time without any migration; where energy is to be measured, both hosts' powers idle and meanwhile.
 ///
 /// # Errors
-/// The source's agent is gone or refuses.
-pub fn control_run(hosts: &Hosts, guest: &GuestSpec, time: Duration) -> Result<Control, SessionError> {
-    let mut agent = hosts.call("source")?;
-    agent.done(&Command::Create { spec: guest.clone() })?;
-    let command = Command::Control { for_ns: time.as_nanos() as u64 };
-    let (run, dirtied) = agent.expect(&command, |a| match a {
-        Answer::Baseline { control, dirtied } => Some((*control, dirtied)),
-        _ => None,
-    })?;
+/// An agent is gone or refuses.
+pub fn control_run(
+    hosts: &Hosts,
+    guest: &GuestSpec,
+    time: Duration,
+    energy: Option<&EnergyPlan>,
+) -> Result<Control, SessionError> {
+    let (mut here, mut there) = (hosts.call("source")?, hosts.call("destination")?);
+    let (baseline, out) = energy::baseline(&mut here, &mut there, guest, time, energy)?;
+    let apart = energy::apart(&here, &there);
+    let back = match energy {
+        // What the workload costs at the other host, its own control run tells.
+        Some(plan) if plan.both_ways && apart => energy::baseline(&mut there, &mut here, guest, time, energy)?.1,
+        _ => out.swapped(),
+    };
+    let (run, dirtied) = baseline;
     let shape = crate::guest::shape(guest);
     let shape = shape.map_err(|e| SessionError::Refused { host: "source", reason: crate::driver::in_words(&e) })?;
     let asked = guest.workload.offered(&BuildContext::new(shape, guest.seed));
@@ -222,7 +240,7 @@ pub fn control_run(hosts: &Hosts, guest: &GuestSpec, time: Duration) -> Result<C
         interval_ns: dirtied.map(|(_, ns)| ns),
         working_set_bytes: asked.working_set_bytes,
     };
-    Ok(Control { run, offered })
+    Ok(Control { run, offered, powers: [out, back] })
 }
 
 /// The rate of page writes in the control run, where the workload's unit of work is a written page.
@@ -246,7 +264,11 @@ impl<'a> Prepared<'a> {
     /// An agent is gone, or refuses to make the guest.
     pub fn new(hosts: &Hosts, plan: &'a TrialPlan) -> Result<Self, SessionError> {
         let mut here = hosts.call("source")?;
-        let there = hosts.call("destination")?;
+        let mut there = hosts.call("destination")?;
+        if let Some(energy) = &plan.energy {
+            here.start_meter(&energy.spec)?;
+            there.start_meter(&energy.spec)?;
+        }
         here.done(&Command::Create { spec: plan.guest.clone() })?;
         Ok(Prepared { plan, here, there })
     }
@@ -407,6 +429,9 @@ impl Move<'_> {
         let mut events: Vec<Recorded> = Vec::new();
         events.extend(left.iter().chain(came).flat_map(|a| a.events.iter().cloned()));
         let at_destination = outcome == Outcome::Completed;
+        let powers = self.control.map(|c| &c.powers[(self.trip as usize + 1) % 2]);
+        let (energies, energy) = energy::gather(here, there, powers);
+        events.extend(energies);
         let (mut outcome, mut reason, mut alive) = (outcome, reason, None);
         if matches!(outcome, Outcome::Completed | Outcome::Aborted) {
             match stop(if at_destination { there } else { here }) {
@@ -445,7 +470,7 @@ impl Move<'_> {
                 link(names[1], names[0], back, sent(destination), 0),
             ],
             cpu: Cpu { source_ns: source.map(|a| a.cpu_ns), destination_ns: destination.map(|a| a.cpu_ns) },
-            energy: Energy::none("energy was not measured: this version reads no meter"),
+            energy,
             verify: self.verify(here, there, outcome),
             control: self.control.map(|c| c.run.clone()),
             offered: self.control.map(|c| c.offered).unwrap_or_default(),

@@ -217,6 +217,11 @@ pub enum Event {
         /// Operations done, one count a vCPU.
         operations: Vec<u64>,
     },
+    /// A reading of the host's energy.
+    Energy {
+        /// Microjoules since the meter was started, a figure a domain of the host's meter; `None`: it can't be told.
+        uj: Vec<Option<u64>>,
+    },
     /// The guest's longest silences on this host.
     Silence {
         /// The longest time between two heartbeats of one vCPU.

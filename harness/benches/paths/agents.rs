@@ -170,6 +170,7 @@ impl Movement {
             tail: Duration::ZERO,
             trips,
             verify: false,
+            energy: None,
         }
     }
 }

@@ -34,7 +34,7 @@ pub fn idle_cost(options: &Options, tally: &mut Tally) -> Outcome {
     let mut pairs = Vec::new();
     for _ in 0..options.pairs(11) {
         let alone = bare.rate(span)?;
-        let control = session::control_run(&agents.hosts, &guest, span).map_err(|e| in_words(&e))?;
+        let control = session::control_run(&agents.hosts, &guest, span, None).map_err(|e| in_words(&e))?;
         let work = &control.run.work;
         // The first tenth is the warming up of caches, which the bare loop's long life spares it.
         let (Some(first), Some(last)) = (work.get(work.len() / 10), work.last()) else {

@@ -16,7 +16,7 @@ pub(super) fn energy(command: EnergyCommand) -> anyhow::Result<u8> {
 }
 
 /// Where the counters lie that the person means.
-pub(crate) fn place(options: &MeterPlace) -> Result<Place, BadInput> {
+pub(super) fn place(options: &MeterPlace) -> Result<Place, BadInput> {
     let place = match &options.energy_root {
         Some(root) if !root.is_dir() => {
             let why = "there is no such folder; give one with class/powercap in it";

@@ -14,6 +14,7 @@ pub(super) fn serve(
     listen: SocketAddr,
     token: Option<&Path>,
     directory: Option<PathBuf>,
+    energy: whimbrel_energy::Place,
     until_input_ends: bool,
     interrupt: &Interrupt,
 ) -> anyhow::Result<u8> {
@@ -25,7 +26,7 @@ pub(super) fn serve(
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let agent = runtime
-        .block_on(Agent::bind(AgentSetup { listen, token, directory }))
+        .block_on(Agent::bind(AgentSetup { listen, token, directory, energy }))
         .map_err(|e| bad(&format!("--listen {listen}: {e}; give another address, or --token-file where it says so")))?;
     println!("listening on {}", agent.address()?);
     std::io::stdout().flush()?;

@@ -1,5 +1,6 @@
 //! `whimbrel run`: from the experiment file to the closing table.
 
+use crate::BadInput;
 use crate::cli::RunOptions;
 use crate::display::{self, Display, JsonRows};
 use crate::environment::Environment;
@@ -22,6 +23,11 @@ pub(super) fn run(file: Option<&Path>, options: &RunOptions) -> anyhow::Result<u
         limits::check_disk(&experiment, free)?;
     }
     options.out.as_deref().map_or(Ok(()), Folder::check)?;
+    super::energy::place(&options.meter)?;
+    if options.source.is_some() && (options.meter.energy_root.is_some() || options.meter.meter_command.is_some()) {
+        let why = "the agents that run already were told where their meters are; give these to `whimbrel host`";
+        return Err(BadInput(format!("--energy-root, --meter-command: {why}")).into());
+    }
     let interrupt = Interrupt::on_signals()?;
     let mut trials = trials::open(options, &interrupt)?;
     trials.prepare(&experiment)?;

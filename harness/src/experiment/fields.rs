@@ -143,6 +143,17 @@ impl<'a> Fields<'a> {
         Ok(self.read(key, read)?.unwrap_or(default))
     }
 
+    /// A number that is not negative.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn number(&self, key: &str) -> Result<Option<f64>, Mistake> {
+        self.read(key, |value| {
+            let number = value.as_f64().filter(|n| *n >= 0.0);
+            number.ok_or_else(|| self.refuse(key, &value.to_string(), "a number that is not negative"))
+        })
+    }
+
     fn quantity<T>(
         &self,
         key: &str,

@@ -62,9 +62,9 @@ impl Override {
     }
 }
 
-/// Whether a key of `[guest]` or `[link]`, none of which takes a list, is set: a list then varies it.
+/// Whether a key of `[guest]`, `[link]` or `[energy]`, none of which takes a list, is set: a list then varies it.
 fn known_scalar(path: &[String]) -> bool {
-    matches!(path, [table, _] if table == "guest" || table == "link")
+    matches!(path, [table, _] if ["guest", "link", "energy"].contains(&table.as_str()))
 }
 
 /// Splits at the first `=` that is not in quotes.

@@ -1,5 +1,6 @@
 //! What one cell fixes: the guest, the link, the workload, and how memory and disk move.
 
+use super::energy::Energy;
 use super::fields::Fields;
 use super::tree::{Mistake, Node};
 use crate::families::{self, CoordinatorChoice, DiskChoice, MemoryChoice, WorkloadChoice};
@@ -80,10 +81,12 @@ pub struct Setting {
     pub disk: Option<DiskChoice>,
     /// How memory and disk share the time and the link.
     pub coordinator: CoordinatorChoice,
+    /// How energy is measured.
+    pub energy: Energy,
 }
 
 impl Setting {
-    /// Reads and checks the six tables.
+    /// Reads and checks the seven tables.
     ///
     /// # Errors
     /// The first mistake.
@@ -108,7 +111,8 @@ impl Setting {
         }
         let disk = guest.disk.map(|_| disk);
         let coordinator = read_coordinator(&Fields::table(origin, "coordinator", tree)?, &guest, &link)?;
-        Ok(Setting { guest, link, workload, memory, disk, coordinator })
+        let energy = Energy::read(origin, tree)?;
+        Ok(Setting { guest, link, workload, memory, disk, coordinator, energy })
     }
 
     /// Every key with its value, defaults filled in.
@@ -120,6 +124,7 @@ impl Setting {
             "memory": self.memory.resolved(),
             "disk": self.disk.as_ref().map(DiskChoice::resolved),
             "coordinator": self.disk.as_ref().map(|_| self.coordinator.resolved()),
+            "energy": self.energy.resolved(),
         })
     }
 }
@@ -178,7 +183,7 @@ fn exact_size(size: Bytes) -> String {
 }
 
 /// A duration as a file may have it, without rounding.
-fn exact_duration(time: Nanos) -> String {
+pub(super) fn exact_duration(time: Nanos) -> String {
     let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1000)];
     let unit = units.iter().find(|(_, ns)| time.0.is_multiple_of(*ns));
     unit.map_or_else(|| format!("{} ns", time.0), |(name, ns)| format!("{} {name}", time.0 / ns))

@@ -20,7 +20,7 @@ impl Experiment {
             ("verify", self.verify.into()),
         ];
         top.iter().for_each(|(key, value)| line(&mut text, key, value));
-        for table in ["guest", "link", "workload", "memory", "disk", "coordinator"] {
+        for table in ["guest", "link", "workload", "memory", "disk", "coordinator", "energy"] {
             if let Value::Object(fields) = self.agreed(table) {
                 section(&mut text, &format!("[{table}]"), fields);
             }

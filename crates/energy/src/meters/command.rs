@@ -77,7 +77,7 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     let said = Arc::new((Mutex::new(Said::default()), Condvar::new()));
     let listener = Arc::clone(&said);
     std::thread::spawn(move || listen(output, &listener));
-    let domain = Domain { name: "wall".to_owned(), kind: DomainKind::Wall, package: None, range_uj: None };
+    let domain = Domain { name: "wall".to_owned(), kind: DomainKind::Host, package: None, range_uj: None };
     let wall = Wall { domains: [domain], program, said: Arc::clone(&said), seen: (0, Nanos(0)) };
     let waiting = said.0.lock().unwrap_or_else(PoisonError::into_inner);
     let (waited, _) = said

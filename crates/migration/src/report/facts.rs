@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use whimbrel_energy::{Conditions, HostMeter};
 
 /// What the session knows of one guest's trip besides its events. Every field may be left at its default: what is
 /// computed from it is then `None`, with its reason.
@@ -31,8 +32,8 @@ pub struct Facts {
     pub links: Vec<LinkCounters>,
     /// Processor time of both hosts.
     pub cpu: Cpu,
-    /// The meters' verdict.
-    pub energy: Energy,
+    /// What read the hosts' energies, and their powers without a migration.
+    pub energy: EnergyFacts,
     /// The twin check's verdict.
     pub verify: Verify,
     /// The same guest without a migration.
@@ -100,53 +101,50 @@ pub struct Cpu {
     pub destination_ns: Option<u64>,
 }
 
-/// Where a figure of energy comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EnergyKind {
-    /// Counters of the hosts.
-    Measured,
-    /// A model.
-    Modelled,
-}
-
-/// Energy over the trial's window.
+/// What read the hosts' energies in one trip, and what the hosts use without a migration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "crate::metrics defines every field of a row")]
-pub struct Energy {
-    pub kind: Option<EnergyKind>,
-    pub why: Option<String>,
-    pub source_uj: Option<u64>,
-    pub destination_uj: Option<u64>,
-    pub overhead_uj: Option<i64>,
-    pub idle_w: Option<f64>,
-    pub workload_w: Option<f64>,
-    pub window_ns: Option<u64>,
-    pub domains: Vec<String>,
-    pub shared_package: Option<bool>,
+pub struct EnergyFacts {
+    /// The source's meter, or why there is none.
+    pub source: Result<Box<HostMeter>, String>,
+    /// The destination's.
+    pub destination: Result<Box<HostMeter>, String>,
+    /// Powers of both hosts while nothing ran on them.
+    pub idle: HostPowers,
+    /// Powers while the guest ran at the trip's source without a migration.
+    pub workload: HostPowers,
+    /// The source's processors during the trip.
+    pub source_conditions: Conditions,
+    /// The destination's.
+    pub destination_conditions: Conditions,
 }
 
-impl Default for Energy {
+impl Default for EnergyFacts {
     fn default() -> Self {
-        Energy::none("no meter was read")
+        let none = || Err("no meter was read".to_owned());
+        EnergyFacts {
+            source: none(),
+            destination: none(),
+            idle: HostPowers::none("it was not measured"),
+            workload: HostPowers::none("there was no control run"),
+            source_conditions: Conditions::default(),
+            destination_conditions: Conditions::default(),
+        }
     }
 }
 
-impl Energy {
-    /// No figure, and why.
+/// The powers of two hosts over the same time, in watts, or why they aren't known.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostPowers {
+    /// The source's.
+    pub source_w: Result<f64, String>,
+    /// The destination's.
+    pub destination_w: Result<f64, String>,
+}
+
+impl HostPowers {
+    /// Neither is known.
     pub fn none(why: &str) -> Self {
-        Energy {
-            kind: None,
-            why: Some(why.to_owned()),
-            source_uj: None,
-            destination_uj: None,
-            overhead_uj: None,
-            idle_w: None,
-            workload_w: None,
-            window_ns: None,
-            domains: Vec::new(),
-            shared_package: None,
-        }
+        HostPowers { source_w: Err(why.to_owned()), destination_w: Err(why.to_owned()) }
     }
 }
 

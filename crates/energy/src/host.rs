@@ -1,0 +1,203 @@
+//! A host's meter as a trial knows it, and its energy over a window of the trial, from readings alone.
+
+use crate::choose::{Chosen, Clock, choose};
+use crate::meter::{Domain, DomainKind, Meter, Place, Unmeasured, counted};
+use crate::model::{Activity, Coefficients};
+use crate::sampler::Totals;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use whimbrel_model::Nanos;
+
+/// Where a figure of energy comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Counters of the hosts.
+    Measured,
+    /// A model.
+    Modelled,
+}
+
+/// How an experiment wants energy to be measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EnergySpec {
+    /// The meter's name; `None`: the first that works.
+    pub meter: Option<String>,
+    /// Between two readings.
+    pub sample_every: Duration,
+    /// What to compute with where no meter works; `None`: energy is null then.
+    pub model: Option<Coefficients>,
+}
+
+impl Default for EnergySpec {
+    fn default() -> Self {
+        EnergySpec { meter: None, sample_every: Duration::from_millis(10), model: None }
+    }
+}
+
+/// A host's meter, without the meter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostMeter {
+    /// Whether it measures or computes.
+    pub kind: Kind,
+    /// Its name in the registry; `model` for the model.
+    pub meter: String,
+    /// Its domains.
+    pub domains: Vec<Domain>,
+    /// Domains that never move, with what was seen of them.
+    pub absent: BTreeMap<String, String>,
+    /// What it covers, so that nothing else in the world is called the same: packages, or the host.
+    pub covers: Vec<String>,
+    /// Why it is a model; `None` for a meter.
+    pub why: Option<String>,
+}
+
+/// The meter of a host, or the model where an experiment asks for it, with its description.
+///
+/// # Errors
+/// No meter works, and the experiment asks for no model.
+pub fn open(
+    place: &Place,
+    spec: &EnergySpec,
+    clock: Clock,
+    activity: impl FnMut() -> Activity + Send + 'static,
+) -> Result<(Box<dyn Meter>, HostMeter), Unmeasured> {
+    match (choose(place, spec.meter.as_deref(), clock), spec.model) {
+        (Ok(Chosen { name, meter, absent }), _) => {
+            let described = HostMeter::measured(name, meter.domains(), absent, &place.identity());
+            Ok((meter, described))
+        }
+        (Err(why), Some(model)) => {
+            let meter = model.meter(activity);
+            let described = HostMeter {
+                kind: Kind::Modelled,
+                meter: "model".to_owned(),
+                domains: meter.domains().to_vec(),
+                absent: BTreeMap::new(),
+                // Each host's process is modelled by itself, wherever it runs.
+                covers: Vec::new(),
+                why: Some(format!(
+                    "modelled at {} W a core, {} nJ a byte, {} W a host; no meter: {why}",
+                    model.core_w, model.byte_nj, model.base_w
+                )),
+            };
+            Ok((meter, described))
+        }
+        (Err(why), None) => Err(why),
+    }
+}
+
+impl HostMeter {
+    fn measured(name: &str, domains: &[Domain], absent: BTreeMap<String, String>, identity: &str) -> Self {
+        let mut covers: Vec<String> = domains
+            .iter()
+            .zip(counted(domains))
+            .filter(|(domain, counted)| *counted && domain.kind != DomainKind::Dram)
+            .map(|(domain, _)| format!("{identity}/{}", domain.package.as_deref().unwrap_or("host")))
+            .collect();
+        covers.dedup();
+        let (meter, domains) = (name.to_owned(), domains.to_vec());
+        HostMeter { kind: Kind::Measured, meter, domains, absent, covers, why: None }
+    }
+
+    /// The domains that are summed: each part of the host once, without those that never move.
+    pub fn summed(&self) -> impl Iterator<Item = (usize, &Domain)> {
+        let counted = counted(&self.domains);
+        let all = self.domains.iter().enumerate();
+        all.filter(move |(n, domain)| counted[*n] && !self.absent.contains_key(&domain.name))
+    }
+
+    /// Whether the two read some of the same counters, so that their energies can't be told apart.
+    pub fn shares_package(&self, other: &HostMeter) -> bool {
+        self.covers.iter().any(|package| other.covers.contains(package))
+    }
+
+    /// The host's energy from one instant to another, in microjoules. Between two readings it is taken to rise evenly.
+    ///
+    /// # Errors
+    /// The readings don't cover the window, or a counter was lost in it.
+    pub fn energy(&self, samples: &[Totals], from: Nanos, to: Nanos) -> Result<u64, Unmeasured> {
+        if to <= from {
+            return Err(Unmeasured::because("the window is empty"));
+        }
+        let mut sum = 0.0;
+        for (n, domain) in self.summed() {
+            let at = |instant| at(samples, n, instant);
+            let why = |what| Unmeasured::because(format!("{}: {what}", domain.name));
+            let begin = at(from).ok_or_else(|| why("it was not read before the window began"))?;
+            let end = at(to).ok_or_else(|| why("it was not read after the window ended, or was lost within it"))?;
+            sum += end - begin;
+        }
+        Ok(sum.round() as u64)
+    }
+}
+
+/// A domain's total at an instant that readings enclose.
+fn at(samples: &[Totals], domain: usize, instant: Nanos) -> Option<f64> {
+    let value = |totals: &Totals| Some((totals.at.0 as f64, (*totals.uj.get(domain)?)? as f64));
+    let split = samples.partition_point(|totals| totals.at <= instant);
+    let before = samples[..split].iter().rev().find_map(value)?;
+    if before.0 == instant.0 as f64 {
+        return Some(before.1);
+    }
+    let after = samples[split..].iter().find_map(value)?;
+    let share = (instant.0 as f64 - before.0) / (after.0 - before.0);
+    Some(before.1 + (after.1 - before.1) * share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domain(name: &str, kind: DomainKind) -> Domain {
+        let package = name.starts_with("package").then(|| name.split('/').next().unwrap().to_owned());
+        Domain { name: name.to_owned(), kind, package, range_uj: None }
+    }
+
+    fn meter(identity: &str) -> HostMeter {
+        let domains = [
+            domain("package-0", DomainKind::Package),
+            domain("package-0/core", DomainKind::Core),
+            domain("package-0/dram", DomainKind::Dram),
+        ];
+        HostMeter::measured("powercap", &domains, BTreeMap::new(), identity)
+    }
+
+    fn totals(at: u64, uj: [Option<u64>; 3]) -> Totals {
+        Totals { at: Nanos(at), uj: uj.to_vec() }
+    }
+
+    #[test]
+    fn a_window_is_read_between_readings() {
+        let samples = [
+            totals(0, [Some(0), Some(0), Some(0)]),
+            totals(10, [Some(100), Some(90), Some(10)]),
+            totals(20, [None, Some(180), Some(20)]),
+            totals(30, [Some(300), Some(270), Some(30)]),
+        ];
+        let energy = |from, to| meter("a").energy(&samples, Nanos(from), Nanos(to));
+        assert_eq!(energy(0, 30), Ok(330));
+        assert_eq!(energy(5, 25), Ok(220));
+        assert!(energy(5, 31).unwrap_err().why.contains("after the window ended"));
+        assert!(energy(5, 5).is_err());
+        let lost = &samples[..3];
+        assert!(meter("a").energy(lost, Nanos(0), Nanos(15)).is_err());
+        assert!(
+            meter("a").energy(&samples[1..], Nanos(5), Nanos(15)).unwrap_err().why.contains("before the window began")
+        );
+    }
+
+    #[test]
+    fn a_domain_that_never_moves_is_left_out() {
+        let mut meter = meter("a");
+        meter.absent.insert("package-0/dram".to_owned(), "it never moved".to_owned());
+        let samples = [totals(0, [Some(0), None, Some(0)]), totals(10, [Some(100), None, Some(0)])];
+        assert_eq!(meter.energy(&samples, Nanos(0), Nanos(10)), Ok(100));
+    }
+
+    #[test]
+    fn packages_are_told_apart_by_their_host() {
+        assert!(meter("a").shares_package(&meter("a")) && !meter("a").shares_package(&meter("b")));
+    }
+}
