@@ -13,13 +13,13 @@ use whimbrel_migration::session::Trip;
 use whimbrel_model::rng::Rng;
 use whimbrel_model::{Event, Mark, Moment};
 
-use Lane::{Control, Demand, DiskPrefetch, DiskPull, DiskPush, Push};
+use Lane::{Control, Demand, DiskMirror, DiskPrefetch, DiskPull, DiskPush, Push};
 use Toward::{Destination, Source};
 
 const FAULTY: &str = "faulty";
 
 /// Points of a move, in the order of its phases. Not every move comes by each.
-const POINTS: [Point; 28] = [
+const POINTS: [Point; 29] = [
     // Setup: within a hello, before its answer, while clocks are compared, before and while NBD negotiates.
     Point::Bytes(Control, Destination, 5),
     Point::Bytes(Control, Source, 3),
@@ -34,6 +34,7 @@ const POINTS: [Point; 28] = [
     Point::Bytes(Push, Destination, 15 << 20),
     Point::Bytes(DiskPush, Destination, 3 << 20),
     Point::Bytes(DiskPush, Source, 400),
+    Point::Bytes(DiskMirror, Destination, 64 << 10),
     // Switchover.
     Point::Before("state"),
     Point::After("state"),

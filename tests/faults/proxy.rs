@@ -23,6 +23,7 @@ pub enum Lane {
     DiskPush = 5,
     DiskPull = 6,
     DiskPrefetch = 7,
+    DiskMirror = 8,
 }
 
 /// A direction.

@@ -24,4 +24,4 @@ pub use export::{CONTEXT_DIRTY, IncomingExport, OutgoingExport, VolumeExport};
 pub use guest_disk::GuestDisk;
 pub use strategies::{DISK_PRESETS, DISK_STRATEGIES};
 pub use strategy::{BuildContext, DiskChoice, DiskStrategy};
-pub use volume::{BLOCK_BYTES, Fetch, Volume};
+pub use volume::{BLOCK_BYTES, Fetch, MirrorSink, Push, Volume};

@@ -1,8 +1,10 @@
 //! The registry of the disk strategies and of the published settings of them.
 
+mod by_frequency;
 mod faulty;
 mod freeze_and_copy;
 mod iterative;
+mod mirrored;
 mod pull;
 mod push_and_prefetch;
 mod three_phase;
@@ -22,13 +24,17 @@ pub const DISK_STRATEGIES: Registry<Constructor> = Registry {
         iterative::ENTRY,
         pull::ENTRY,
         push_and_prefetch::ENTRY,
+        mirrored::ENTRY,
+        by_frequency::ENTRY,
         faulty::ENTRY,
     ],
 };
 
 /// Published systems: named combinations of a strategy with its published parameters.
-pub const DISK_PRESETS: Registry<Preset> =
-    Registry { family: "disk preset", entries: &[LUO_2008, NICOLAE_2012, BLOBSEER, PUSH_ALL] };
+pub const DISK_PRESETS: Registry<Preset> = Registry {
+    family: "disk preset",
+    entries: &[LUO_2008, NICOLAE_2012, BLOBSEER, PUSH_ALL, MIRROR, BACKGROUND_MIRROR, MASHTIZADEH_2011, ZHENG_2011],
+};
 
 const LUO_2008: Entry<Preset> = Entry {
     name: "luo2008",
@@ -69,6 +75,39 @@ const PUSH_ALL: Entry<Preset> = Entry {
     parameters: &[THRESHOLD, CHUNK, with(HOT, "waiting"), with(PREFETCH, "hot-first"), with(DRAIN, "true")],
     source: BLOBSEER_CODE,
     build: Preset { strategy: push_and_prefetch::NAME },
+};
+
+const MIRROR: Entry<Preset> = Entry {
+    name: "mirror",
+    summary: "every write is acknowledged once both hosts have it",
+    parameters: &[mirrored::WRITES],
+    source: "QEMU's block mirror, copy-mode write-blocking",
+    build: Preset { strategy: mirrored::NAME },
+};
+
+const BACKGROUND_MIRROR: Entry<Preset> = Entry {
+    name: "background-mirror",
+    summary: "the copy follows what the guest writes, and is drained in the pause; unlike QEMU, at most 100 rounds",
+    parameters: &[STOP_BLOCKS, with(iterative::MAX_ROUNDS, "100")],
+    source: "QEMU's block mirror, copy-mode background (its default)",
+    build: Preset { strategy: iterative::NAME },
+};
+
+const MASHTIZADEH_2011: Entry<Preset> = Entry {
+    name: "mashtizadeh2011",
+    summary: "one pass; writes behind its cursor are mirrored, those ahead of it are not",
+    parameters: &[with(mirrored::WRITES, "copied")],
+    source: "Mashtizadeh, Celebi, Garfinkel, Cai: the design and evolution of live storage migration in VMware ESX, \
+             USENIX ATC 2011",
+    build: Preset { strategy: mirrored::NAME },
+};
+
+const ZHENG_2011: Entry<Preset> = Entry {
+    name: "zheng2011",
+    summary: "blocks by ascending write frequency, neighbors together; without the paper's history from before",
+    parameters: &[STOP_BLOCKS, by_frequency::MAX_ROUNDS, by_frequency::CHUNK],
+    source: by_frequency::SOURCE,
+    build: Preset { strategy: by_frequency::NAME },
 };
 
 const BLOBSEER_CODE: &str = "the code of Nicolae and Cappello (HPDC 2012) as released with BlobSeer";

@@ -34,9 +34,11 @@ mod arrivals;
 mod counts;
 mod image;
 mod in_flight;
+mod mirror;
 mod pull;
 
 pub(crate) use image::Content;
+pub use mirror::{MirrorSink, Push};
 pub use pull::Fetch;
 
 use crate::bitmap::BlockBitmap;
@@ -47,6 +49,7 @@ use arrivals::Arrivals;
 use counts::Counters;
 use image::Image;
 use in_flight::InFlight;
+use mirror::Mirror;
 use pull::Pull;
 use std::io;
 use std::path::Path;
@@ -79,6 +82,9 @@ pub struct Volume {
     dropped: AtomicU64,
     /// Where `dirty` is kept, if it is to outlive this process.
     kept: Option<BitmapFile>,
+    mirror: RwLock<Option<Arc<Mirror>>>,
+    /// Whether there is a mirror; what lets a write pass without a lock where not.
+    mirrored: AtomicBool,
 }
 
 /// A bitmap of the guest's writes that can be on or off.
@@ -172,6 +178,8 @@ impl Volume {
             pulling: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             kept: None,
+            mirror: RwLock::default(),
+            mirrored: AtomicBool::new(false),
         }
     }
 
@@ -231,6 +239,7 @@ impl Volume {
         self.dirty.on.store(false, SeqCst);
         self.dirty.blocks.clear_all();
         self.end_counts();
+        self.end_mirror();
     }
 
     /// What the host that the guest came from lacks: every block written since the guest came. All blocks for a guest
@@ -290,6 +299,12 @@ impl Volume {
         let Some(extent) = self.covering(offset, content.length())? else { return Ok(()) };
         let _request = self.in_flight.enter();
         let _intent = self.kept.as_ref().map(|kept| kept.intend(extent)).transpose()?;
+        if let Some(mirror) = self.mirror() {
+            let result = mirror.write(&self.image, offset, content, extent, &self.dirty);
+            self.fresh.mark(extent);
+            self.counters.count(extent);
+            return result;
+        }
         let pull = self.pull_under_way();
         let result = match &pull {
             None => self.image.write(offset, content),
@@ -317,7 +332,7 @@ impl Volume {
     pub(crate) fn try_write_now(&self, offset: u64, data: &[u8]) -> io::Result<Now> {
         let Some(extent) = self.covering(offset, data.len() as u64)? else { return Ok(Now::Done) };
         let _request = self.in_flight.enter();
-        if self.pulling.load(SeqCst) {
+        if self.pulling.load(SeqCst) || self.mirrored.load(SeqCst) {
             return Ok(Now::WouldBlock);
         }
         let intent = self.kept.as_ref().map(|kept| kept.try_intend(extent));
@@ -365,6 +380,11 @@ impl Volume {
     /// Marks what a guest's write touched, once it is in the image; the module's comment says why then.
     fn mark(&self, extent: Extent) {
         self.dirty.mark(extent);
+        if let Some(mirror) = self.mirror() {
+            // It began while this write was on its way. One that begins only now finds the mark.
+            mirror.uncopy(extent);
+            self.dirty.mark(extent);
+        }
         self.fresh.mark(extent);
         self.counters.count(extent);
     }

@@ -38,6 +38,8 @@ struct Engine {
     /// Where the strategy needs them: blocks a counter, and the counts.
     writes: Option<(u64, Vec<u32>)>,
     counts: Option<WriteCounts<Block>>,
+    /// The guest's writes are at both ends, and never dirty.
+    mirrored: bool,
     sent: UnitSet<Block>,
     sent_total: u64,
     /// What the destination fetched, in order.
@@ -60,6 +62,7 @@ impl Engine {
             dirty,
             peeked,
             writes: None,
+            mirrored: false,
             counts: None,
             fetched: Vec::new(),
             sent,
@@ -108,7 +111,9 @@ impl Engine {
     }
 
     fn write(&mut self, block: u64) {
-        self.dirty.insert(block);
+        if !self.mirrored {
+            self.dirty.insert(block);
+        }
         if let Some((stretch, counts)) = &mut self.writes {
             counts[(block / *stretch) as usize] += 1;
         }
@@ -162,6 +167,7 @@ impl Engine {
                     self.look();
                     self.peeked = Some(self.dirty.clone());
                 }
+                Step::Mirror(_) => self.mirrored = true,
                 Step::Wait(_) => {}
                 Step::Ready { rest, ended_by, .. } => ready = Some((rest, ended_by)),
                 Step::Abort(reason) => {
@@ -175,7 +181,7 @@ impl Engine {
 
     /// Pushes until the strategy is ready or gives up.
     fn until_ready(&mut self, schedule: &mut dyn Schedule<Block>) -> Result<(Rest, EndedBy), Outcome> {
-        for _ in 0..100 {
+        for _ in 0..300 {
             let steps = self.ask(schedule, false);
             assert!(!steps.is_empty(), "nothing under way, and the strategy waits for news");
             let ready = self.carry_out(schedule, steps)?;
@@ -183,7 +189,7 @@ impl Engine {
                 return Ok(ready);
             }
         }
-        panic!("still not ready after 100 answers");
+        panic!("still not ready after 300 answers");
     }
 
     /// The destination's part: it must fetch what the source doesn't push, each block once.

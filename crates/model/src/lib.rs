@@ -26,6 +26,6 @@ pub use phase::Phase;
 pub use registry::{Entry, Parameter, ParameterError, Parameters, Registry};
 pub use rng::Rng;
 pub use set::{Extent, Ordered, UnitSet};
-pub use strategy::{Needs, Observe, Pull, PullView, Rest, Schedule, Step, View};
+pub use strategy::{Mirroring, Needs, Observe, Pull, PullView, Rest, Schedule, Step, View};
 pub use stream::{Paced, Pacing, Stream};
 pub use units::{Block, ByteRate, Bytes, Nanos, PAGE_BYTES, Page, Unit};

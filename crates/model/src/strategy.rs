@@ -50,6 +50,8 @@ pub struct Needs {
     pub counts: Option<u64>,
     /// A lane by which the destination fetches what it was not asked for.
     pub prefetch: bool,
+    /// A lane by which the guest's writes are mirrored.
+    pub mirror: bool,
 }
 
 /// Where the guest is, as the source knows it.
@@ -122,6 +124,16 @@ pub enum Observe {
     Peek,
 }
 
+/// Which of the guest's writes reach both hosts before they are acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mirroring {
+    /// All of them.
+    All,
+    /// Those to units that the destination has; the others are left to the push that is to come.
+    Copied,
+}
+
 /// What becomes of the units that are still unsent when the guest is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -144,6 +156,9 @@ pub enum Step<U> {
     },
     /// Look at the log of writes once everything pushed before is sent.
     Observe(Observe),
+    /// From now on the guest's writes are mirrored, and so never dirty: the log holds what was written before, and what
+    /// could not be mirrored. Blocks only.
+    Mirror(Mirroring),
     /// Ask again at this instant, given as time since the migration was requested.
     Wait(Nanos),
     /// The guest may be paused. Asked again while the other family isn't ready. Any other step withdraws it, but for the

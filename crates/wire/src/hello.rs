@@ -69,6 +69,11 @@ pub enum Role {
         /// Which of the guest's disks.
         disk: u32,
     },
+    /// As [`Role::Disk`], for the guest's writes that wait to be mirrored.
+    DiskMirror {
+        /// Which of the guest's disks.
+        disk: u32,
+    },
     /// As [`Role::DiskPull`], for what the destination fetches before its guest asks for it.
     DiskPrefetch {
         /// Which of the guest's disks.
@@ -86,6 +91,7 @@ impl Role {
             Role::Disk { disk } => (5, disk),
             Role::DiskPull { disk } => (6, disk),
             Role::DiskPrefetch { disk } => (7, disk),
+            Role::DiskMirror { disk } => (8, disk),
         }
     }
 
@@ -98,6 +104,7 @@ impl Role {
             (5, disk) => Some(Role::Disk { disk }),
             (6, disk) => Some(Role::DiskPull { disk }),
             (7, disk) => Some(Role::DiskPrefetch { disk }),
+            (8, disk) => Some(Role::DiskMirror { disk }),
             _ => None,
         }
     }

@@ -11,14 +11,16 @@ use whimbrel_model::registry::Kind;
 use whimbrel_model::strategy::Stage;
 use whimbrel_model::{Block, Entry, Nanos, Observe, Parameter, Parameters, Rest, Schedule, Step, UnitSet, View};
 
-const MAX_ROUNDS: Parameter =
+pub(super) const NAME: &str = "iterative";
+
+pub(super) const MAX_ROUNDS: Parameter =
     Parameter { name: "max_rounds", summary: "the most rounds of push", kind: Kind::Count, default: Some("30") };
 
 /// How often the log is looked at while memory is waited for.
 const LOOK_EVERY: Nanos = Nanos(20_000_000);
 
 pub(super) const ENTRY: Entry<Constructor> = Entry {
-    name: "iterative",
+    name: NAME,
     summary: "rounds of push; blocks that are dirty at the pause are carried over in it",
     parameters: &[STOP_BLOCKS, MAX_ROUNDS],
     source: "the pre-copy that Luo et al. (CLUSTER 2008) and Nicolae and Cappello (HPDC 2012) compare with",

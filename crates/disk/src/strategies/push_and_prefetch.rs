@@ -116,7 +116,7 @@ struct PushAndPrefetch {
 
 impl Schedule<Block> for PushAndPrefetch {
     fn needs(&self) -> Needs {
-        Needs { counts: Some(self.stretch), prefetch: true }
+        Needs { counts: Some(self.stretch), prefetch: true, ..Needs::default() }
     }
 
     fn source(&mut self, view: &View<'_, Block>) -> Vec<Step<Block>> {

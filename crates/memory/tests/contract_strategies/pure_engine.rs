@@ -159,6 +159,7 @@ impl Engine {
                         self.advance(ASK_AGAIN_NS);
                     }
                 }
+                Step::Mirror(_) => panic!("memory can't be mirrored"),
                 Step::Abort(reason) => {
                     assert!(!reason.is_empty());
                     break End::Aborted;

@@ -6,7 +6,7 @@ use whimbrel_memory::{Select, SelectView};
 use whimbrel_model::event::{EndedBy, Round, Sent};
 use whimbrel_model::strategy::{Stage, Verdict};
 use whimbrel_model::{
-    Block, ByteRate, Event, Extent, Family, Nanos, Observe, Page, Rest, Schedule, Step, Unit, UnitSet, View,
+    Block, ByteRate, Event, Extent, Family, Mirroring, Nanos, Observe, Page, Rest, Schedule, Step, Unit, UnitSet, View,
     WriteCounts,
 };
 
@@ -34,9 +34,16 @@ pub(super) struct Readiness {
 /// What a flow wants of the driver.
 #[derive(Debug, PartialEq)]
 pub(super) enum Want {
-    Send { job: u64, runs: Vec<Run>, limit: Option<ByteRate>, content: bool },
+    Send {
+        job: u64,
+        runs: Vec<Run>,
+        limit: Option<ByteRate>,
+        content: bool,
+    },
     Observe(Observe),
     Deferred(u64),
+    /// From now on; what the destination lacks now.
+    Mirror(Mirroring, Vec<Extent>),
     Abort(String),
 }
 
@@ -519,6 +526,7 @@ impl<U: FlowUnit> Flow<U> {
                 self.takes += u32::from(observe == Observe::Take);
                 wants.push(Want::Observe(observe));
             }
+            Step::Mirror(mirroring) => wants.push(Want::Mirror(mirroring, self.unsent.extents().collect())),
             Step::Wait(until) => self.awaiting = Awaiting::Instant(requested.plus(until)),
             Step::Ready { rest, firm, ended_by } => {
                 self.ready = Some(Readiness { rest, firm, ended_by });

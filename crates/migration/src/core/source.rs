@@ -147,6 +147,10 @@ impl SourceCore {
                 }
             }
             SourceInput::Pulled { extent, demanded } => self.pulled(extent, demanded, effects),
+            SourceInput::Mirrored(sent) => {
+                let (family, stage) = (Family::Disk, self.stage);
+                effects.push(SourceEffect::Record(Event::Sent { family, stage, demanded: false, sent }));
+            }
             SourceInput::Timer => {}
             SourceInput::Lost(reason) => return self.lost(reason, effects),
             SourceInput::Cancelled(reason) => match self.phase {
@@ -392,6 +396,13 @@ impl SourceCore {
                 }
                 Want::Observe(observe) => effects.push(SourceEffect::Observe { family, observe }),
                 Want::Deferred(pages) => effects.push(SourceEffect::Record(Event::Deferred { pages })),
+                Want::Mirror(mirroring, missing) => match &self.disk {
+                    Some(disk) if family == Family::Disk => {
+                        let missing = UnitSet::from_extents(disk.total_units(), missing);
+                        effects.push(SourceEffect::Mirror { mirroring, missing });
+                    }
+                    _ => self.lost("memory can't be mirrored".to_owned(), effects),
+                },
                 Want::Abort(reason) => self.lost(reason, effects),
             }
         }

@@ -5,7 +5,7 @@ use crate::coordinator::Coordinator;
 use whimbrel_disk::DiskStrategy;
 use whimbrel_memory::MemoryStrategy;
 use whimbrel_model::event::Sent;
-use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Nanos, Observe, Page, Phase, UnitSet};
+use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Mirroring, Nanos, Observe, Page, Phase, UnitSet};
 use whimbrel_wire::Message;
 
 /// What is to be moved, and how.
@@ -86,6 +86,8 @@ pub enum SourceInput {
         /// Its guest waits for them.
         demanded: bool,
     },
+    /// A guest's write has reached the destination too.
+    Mirrored(Sent),
     /// The instant of a [`SourceEffect::TimerAt`] has come.
     Timer,
     /// The link is gone, or the destination; or this host can't go on.
@@ -118,6 +120,13 @@ pub enum SourceEffect {
         family: Family,
         /// Take it or peek at it.
         observe: Observe,
+    },
+    /// Mirror the guest's writes to the disk from now on.
+    Mirror {
+        /// Which of them.
+        mirroring: Mirroring,
+        /// What the destination lacks; the rest it has, as it was when the log was taken last.
+        missing: UnitSet<Block>,
     },
     /// Pause the guest; [`SourceInput::Paused`] answers.
     Pause,

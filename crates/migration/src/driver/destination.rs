@@ -1,7 +1,7 @@
 //! The destination's driver: one thread owns the core; lanes and listeners feed it.
 
 use super::control_lane::{begin_as_destination, hear, say};
-use super::disk_lane::{PrefetchJob, Pulled, Puller, connect_for_pulls, prefetch, serve_pushes};
+use super::disk_lane::{PrefetchJob, Pulled, Puller, connect_to_export, prefetch, serve_pushes};
 use super::memory_lane::{Arrival, LaneReceiver};
 use super::setup::Connections;
 use super::watch::WorkWatch;
@@ -59,7 +59,7 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
     let DestinationParts { machine, volume, prefetch, connections, recorder, runtime } = parts;
     volume.iter().for_each(|v| v.begin_receive());
     begin_as_destination(&connections.control)?;
-    let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch } = connections;
+    let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror } = connections;
     let (inputs, received) = channel();
     let missing: Arc<OnceLock<Arc<MissingPages>>> = Arc::default();
     let (pages, blocks) = (machine.ram().pages(), volume.as_ref().map(|v| v.blocks()));
@@ -73,7 +73,8 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
     let hearing = Arc::clone(&control);
     let to_core = inputs.clone();
     spawn(&inputs, move || hear_messages(&hearing, pages, blocks, &to_core));
-    if let (Some(volume), Some(stream)) = (&volume, disk_push) {
+    for stream in [disk_push, disk_mirror].into_iter().flatten() {
+        let Some(volume) = &volume else { continue };
         let news = DiskNews { inputs: inputs.clone(), recorder: recorder.clone() };
         let failed = news.clone();
         let serving = serve_pushes(stream, Arc::clone(volume), move |_, waited| news.arrived(waited, true));
@@ -84,7 +85,7 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
         });
     }
     // Now, while it costs no downtime: a guest must not be taken over whose blocks can't be had.
-    let connect = |stream: Option<_>| stream.map(|stream| runtime.spawn(connect_for_pulls(stream)));
+    let connect = |stream: Option<_>| stream.map(|stream| runtime.spawn(connect_to_export(stream)));
     let (disk_pull, disk_prefetch) = (connect(disk_pull), connect(disk_prefetch));
     let block_bytes = volume.as_ref().map_or(0, |v| v.block_bytes());
     let mut destination = Destination {

@@ -81,52 +81,77 @@ async fn push(
     job: DiskJob,
 ) -> Result<(u64, Sent), DriverError> {
     let block_bytes = volume.block_bytes();
-    let mut pieces: JoinSet<Result<(), DriverError>> = JoinSet::new();
-    let mut sent = Sent::default();
+    let piece_blocks = (PIECE_BYTES / block_bytes).max(1);
+    let mut pieces: JoinSet<Result<Sent, DriverError>> = JoinSet::new();
     for run in &job.runs {
         let data = volume.data_extents(run.extent)?;
         for (extent, is_data) in with_holes(run.extent, &data) {
-            let bytes = if is_data { extent.count * block_bytes } else { 0 };
-            let (units, payload) = if run.again {
-                (&mut sent.again_units, &mut sent.again_bytes)
-            } else {
-                (&mut sent.first_units, &mut sent.first_bytes)
-            };
-            *units += extent.count;
-            *payload += bytes;
-            if is_data {
-                sent.raw_units += extent.count;
-            } else {
-                sent.zero_units += extent.count;
-            }
-            for piece in cut(extent, if is_data { (PIECE_BYTES / block_bytes).max(1) } else { u64::MAX }) {
+            for piece in cut(extent, if is_data { piece_blocks } else { u64::MAX }) {
                 let slot = Arc::clone(&slots).acquire_owned().await.map_err(std::io::Error::other)?;
                 if is_data {
                     limit.admit_async(piece.count * block_bytes, Class::Bulk).await;
                 }
-                let (client, volume) = (client.clone(), Arc::clone(&volume));
+                let (client, volume, again) = (client.clone(), Arc::clone(&volume), run.again);
                 pieces.spawn(async move {
-                    let offset = piece.start * block_bytes;
-                    let length = piece.count * block_bytes;
-                    if is_data {
-                        let mut buffer = client.take_buffer(length as usize);
-                        // From the page cache as a rule; where the disk must be waited for, so must the push.
-                        tokio::task::block_in_place(|| volume.read_blocks(piece, &mut buffer))?;
-                        client.write(offset, buffer, false).await?;
-                    } else {
-                        let mode = ZeroMode { may_trim: true, ..ZeroMode::default() };
-                        client.write_zeroes(offset, length, mode).await?;
+                    let mut sent = Sent::default();
+                    // The guest may hold it, whose write then has to reach the destination first.
+                    let claim = tokio::task::block_in_place(|| volume.begin_push(piece));
+                    match claim {
+                        None => push_part(&client, &volume, (piece, is_data), again, &mut sent).await?,
+                        Some(claim) => {
+                            for run in claim.uncopied() {
+                                // What was a hole may have been written until the claim.
+                                for (part, is_data) in with_holes(run, &volume.data_extents(run)?) {
+                                    for part in cut(part, if is_data { piece_blocks } else { u64::MAX }) {
+                                        push_part(&client, &volume, (part, is_data), again, &mut sent).await?;
+                                    }
+                                }
+                            }
+                            claim.done();
+                        }
                     }
                     drop(slot);
-                    Ok(())
+                    Ok(sent)
                 });
             }
         }
     }
+    let mut sent = Sent::default();
     while let Some(piece) = pieces.join_next().await {
-        piece.map_err(std::io::Error::other)??;
+        sent.add(&piece.map_err(std::io::Error::other)??);
     }
     Ok((job.job, sent))
+}
+
+/// Sends one stretch of data, or of zeroes, and counts it.
+async fn push_part(
+    client: &Client,
+    volume: &Volume,
+    (extent, is_data): (Extent, bool),
+    again: bool,
+    sent: &mut Sent,
+) -> Result<(), DriverError> {
+    let offset = extent.start * volume.block_bytes();
+    let length = extent.count * volume.block_bytes();
+    let (units, payload) = if again {
+        (&mut sent.again_units, &mut sent.again_bytes)
+    } else {
+        (&mut sent.first_units, &mut sent.first_bytes)
+    };
+    *units += extent.count;
+    if is_data {
+        *payload += length;
+        sent.raw_units += extent.count;
+        let mut buffer = client.take_buffer(length as usize);
+        // From the page cache as a rule; where the disk must be waited for, so must the push.
+        tokio::task::block_in_place(|| volume.read_blocks(extent, &mut buffer))?;
+        client.write(offset, buffer, false).await?;
+    } else {
+        sent.zero_units += extent.count;
+        let mode = ZeroMode { may_trim: true, ..ZeroMode::default() };
+        client.write_zeroes(offset, length, mode).await?;
+    }
+    Ok(())
 }
 
 /// The extent in order, cut into data and holes.
@@ -228,11 +253,11 @@ impl Fetch for Puller {
     }
 }
 
-/// Connects to the source's export.
+/// Connects to the other host's export.
 ///
 /// # Errors
 /// The link failed, or the source broke the protocol.
-pub(super) async fn connect_for_pulls(stream: AsyncLinkStream) -> Result<Client, DriverError> {
+pub(super) async fn connect_to_export(stream: AsyncLinkStream) -> Result<Client, DriverError> {
     Ok(Client::connect(stream, "", ClientOptions::default()).await?)
 }
 

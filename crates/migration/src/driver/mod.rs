@@ -10,6 +10,7 @@
 //! | disk push | NBD: the source writes to the destination's export | tokio |
 //! | disk pull | NBD: the destination reads from the source's export what its guest waits for | tokio |
 //! | disk prefetch | the same, for what its guest has not asked for; where the strategy needs it | tokio |
+//! | disk mirror | NBD: the guest's writes, before they are acknowledged; where the strategy needs it | tokio |
 //!
 //! The memory lanes run on threads of their own because they read and write guest RAM by vectored calls on blocking
 //! sockets: no copy in user space, which an asynchronous stream can't offer.
@@ -18,6 +19,7 @@ mod control_lane;
 mod destination;
 mod disk_lane;
 mod memory_lane;
+mod mirror_lane;
 mod setup;
 mod source;
 mod watch;

@@ -30,12 +30,15 @@ pub struct Connections {
     pub disk_pull: Option<AsyncLinkStream>,
     /// The same for what the destination fetches before its guest asks; `None`: the disk's strategy doesn't.
     pub disk_prefetch: Option<AsyncLinkStream>,
+    /// NBD from the source to the destination's export, for the guest's writes; `None`: the strategy doesn't mirror.
+    pub disk_mirror: Option<AsyncLinkStream>,
 }
 
 const PUSH: Role = Role::MemoryPush { lane: 0 };
 const DISK: Role = Role::Disk { disk: 0 };
 const PULL: Role = Role::DiskPull { disk: 0 };
 const PREFETCH: Role = Role::DiskPrefetch { disk: 0 };
+const MIRROR: Role = Role::DiskMirror { disk: 0 };
 
 /// The roles of a move's connections: the first three always, the disk's where there is one.
 fn roles(disk: Option<Needs>) -> Vec<Role> {
@@ -43,6 +46,7 @@ fn roles(disk: Option<Needs>) -> Vec<Role> {
     if let Some(needs) = disk {
         roles.extend([DISK, PULL]);
         roles.extend(needs.prefetch.then_some(PREFETCH));
+        roles.extend(needs.mirror.then_some(MIRROR));
     }
     roles
 }
@@ -50,7 +54,9 @@ fn roles(disk: Option<Needs>) -> Vec<Role> {
 /// What is read and written in a role passes bulk that waits, or is bulk itself.
 fn class_of(role: Role) -> Class {
     match role {
-        Role::MemoryPush { .. } | Role::Disk { .. } | Role::DiskPrefetch { .. } => Class::Bulk,
+        Role::MemoryPush { .. } | Role::Disk { .. } | Role::DiskPrefetch { .. } | Role::DiskMirror { .. } => {
+            Class::Bulk
+        }
         Role::Coordinator | Role::Migration | Role::MemoryDemand | Role::DiskPull { .. } => Class::Urgent,
     }
 }
@@ -89,8 +95,9 @@ impl Connections {
         let wanted = roles(disk);
         let mut disk =
             |role| wanted.contains(&role).then(|| Ok::<_, DriverError>(take(role)?.into_async()?)).transpose();
-        let (disk_push, disk_pull, disk_prefetch) = (disk(DISK)?, disk(PULL)?, disk(PREFETCH)?);
-        Ok(Connections { control, push, demand, disk_push, disk_pull, disk_prefetch })
+        let (disk_push, disk_pull) = (disk(DISK)?, disk(PULL)?);
+        let (disk_prefetch, disk_mirror) = (disk(PREFETCH)?, disk(MIRROR)?);
+        Ok(Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::control_lane::{begin_as_source, hear, say};
 use super::disk_lane::{DiskJob, DiskSender, serve_pulls};
 use super::memory_lane::{LaneJob, LaneSender};
+use super::mirror_lane::MirrorLane;
 use super::setup::Connections;
 use super::{DriverError, in_words};
 use crate::commands::MoveSpec;
@@ -16,12 +17,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
-use whimbrel_disk::{BuildContext as DiskContext, Volume};
+use whimbrel_disk::{BuildContext as DiskContext, MirrorSink, Volume};
 use whimbrel_machine::Machine;
 use whimbrel_memory::{BuildContext, DirtyLog, EncodeChain};
 use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Observe, UnitSet};
 use whimbrel_wire::page_frames::{Frame, HEADER_BYTES};
-use whimbrel_wire::{Class, LinkStream, Severer, clock};
+use whimbrel_wire::{AsyncLinkStream, Class, LinkStream, Severer, clock};
 
 /// What of a downtime depends neither on bytes nor on the link: the pause, the drain, the state. Two round trips come to it.
 const FIXED_COST: Nanos = Nanos(500_000);
@@ -138,6 +139,7 @@ struct Lanes {
     push: Option<Sender<LaneJob>>,
     demand: Option<Sender<LaneJob>>,
     disk: Option<UnboundedSender<DiskJob>>,
+    mirror: Option<Arc<MirrorLane>>,
     sever: Vec<Severer>,
     running: Receiver<()>,
     barriers: u64,
@@ -153,10 +155,15 @@ impl Lanes {
         inputs: &Sender<SourceInput>,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Self, DriverError> {
-        let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch } = connections;
+        let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror } = connections;
         let ram = machine.ram();
         let (pages, blocks) = (ram.pages(), volume.as_ref().map(|v| v.blocks()));
-        let sever = vec![control.severer(), push.severer(), demand.severer()];
+        let mut sever = vec![control.severer(), push.severer(), demand.severer()];
+        // The guest may wait for it: it must not wait for a host that is gone.
+        sever.extend(disk_mirror.iter().map(AsyncLinkStream::severer));
+        let told = inputs.clone();
+        let mirror = disk_mirror
+            .map(|stream| MirrorLane::start(runtime, stream, move |sent| drop(told.send(SourceInput::Mirrored(sent)))));
         let (alive, running) = channel();
         let (push_jobs, jobs) = channel();
         let sender = LaneSender::new(Arc::clone(ram), push, encode, Class::Bulk);
@@ -188,7 +195,7 @@ impl Lanes {
             }
         }
         let (push, demand) = (Some(push_jobs), Some(demand_jobs));
-        Ok(Lanes { control, push, demand, disk, sever, running, barriers: 0 })
+        Ok(Lanes { control, push, demand, disk, mirror, sever, running, barriers: 0 })
     }
 
     /// Lets every thread end: by the ends of their work, or, if the other side doesn't see to it, by force.
@@ -328,6 +335,12 @@ impl Source {
             SourceEffect::Observe { family, observe } => {
                 let written = self.observe(family, observe)?;
                 return Ok(Some(SourceInput::Observed { observe, written }));
+            }
+            SourceEffect::Mirror { mirroring, missing } => {
+                if let (Some(volume), Some(mirror)) = (&self.volume, &self.lanes.mirror) {
+                    let lane = Arc::clone(mirror) as Arc<dyn MirrorSink>;
+                    volume.begin_mirror(mirroring, &missing, lane);
+                }
             }
             SourceEffect::Pause => {
                 let paused = self.machine.pause();

@@ -12,7 +12,9 @@ use whimbrel_migration::core::{
     SourceInput, SourcePlan, Written,
 };
 use whimbrel_model::event::Sent;
-use whimbrel_model::{Block, ByteRate, Extent, Family, Nanos, Observe, PAGE_BYTES, Page, Rng, UnitSet, WriteCounts};
+use whimbrel_model::{
+    Block, ByteRate, Extent, Family, Mirroring, Nanos, Observe, PAGE_BYTES, Page, Rng, UnitSet, WriteCounts,
+};
 use whimbrel_wire::Message;
 
 const PAGES: u64 = 600;
@@ -159,6 +161,10 @@ pub struct World {
     source_timer: Option<Nanos>,
     destination_timer: Option<Nanos>,
     counts: Option<(u64, Vec<u32>)>,
+    /// Which writes to blocks are mirrored, and the blocks that the destination has.
+    mirror: Option<(Mirroring, UnitSet<Block>)>,
+    /// The guest's mirrored write is acknowledged then.
+    mirrored: Nanos,
     guarded: bool,
     error: Option<String>,
 }
@@ -229,6 +235,8 @@ impl World {
             source_timer: None,
             destination_timer: None,
             counts: needs.counts.map(|stretch| (stretch, vec![0; BLOCKS.div_ceil(stretch) as usize])),
+            mirror: None,
+            mirrored: Nanos(0),
             guarded: false,
             error: None,
         }
@@ -369,6 +377,13 @@ impl World {
         let mut units = Vec::new();
         for run in runs {
             for unit in run.extent.indices() {
+                if let (Family::Disk, Some((_, copied))) = (family, &mut self.mirror) {
+                    // Read now: a write that comes later goes behind it in the lane. As the real pusher does, what the
+                    // destination has is passed over.
+                    if !copied.insert(unit) {
+                        continue;
+                    }
+                }
                 let version = match (family, &self.blocks) {
                     (Family::Memory, _) => self.pages.source[unit as usize],
                     (Family::Disk, Some(blocks)) => blocks.source[unit as usize],
@@ -463,7 +478,7 @@ impl World {
         let pause = self.write_every.0.max(1000);
         let next = pause / 2 + self.rng.below(pause);
         self.after(next, Happening::Guest);
-        if self.waits_for_page.is_some() || self.waits_for_block.is_some() {
+        if self.waits_for_page.is_some() || self.waits_for_block.is_some() || self.now < self.mirrored {
             return;
         }
         let on_disk = self.blocks.is_some() && self.rng.chance(0.3);
@@ -472,6 +487,20 @@ impl World {
             match (&mut self.blocks, on_disk) {
                 (Some(blocks), true) => {
                     blocks.write_at_source(unit);
+                    if let (Some((_, copied)), false) = (&mut self.mirror, self.link_up) {
+                        copied.remove(unit);
+                    }
+                    if let Some((mirroring, copied)) = self.mirror.as_mut().filter(|_| self.link_up) {
+                        // Its lane is the pushes' lane: what is read later arrives later.
+                        blocks.written.remove(unit);
+                        if *mirroring == Mirroring::All || copied.contains(unit) {
+                            copied.insert(unit);
+                            let units = vec![(unit, blocks.source[unit as usize])];
+                            let at = self.through(Lane::Disk, BLOCK_BYTES, None).plus(self.delay);
+                            self.schedule(at, Happening::Arrives { family: Family::Disk, units, acknowledge: None });
+                            self.mirrored = at.plus(self.delay);
+                        }
+                    }
                     if let Some((stretch, counts)) = &mut self.counts {
                         counts[(unit / *stretch) as usize] += 1;
                     }
@@ -550,7 +579,16 @@ impl World {
                 let at = self.now;
                 self.after(1000, Happening::Source(SourceInput::Paused { at }));
             }
-            SourceEffect::Drain => self.after(1000, Happening::Source(SourceInput::Drained)),
+            SourceEffect::Drain => {
+                let at = self.now.plus(Nanos(1000)).max(self.mirrored);
+                self.schedule(at, Happening::Source(SourceInput::Drained));
+            }
+            SourceEffect::Mirror { mirroring, mut missing } => {
+                missing.union(&self.blocks.as_ref().expect("a disk is mirrored").written);
+                let mut copied = UnitSet::full(BLOCKS);
+                copied.subtract(&missing);
+                self.mirror = Some((mirroring, copied));
+            }
             SourceEffect::SaveState => self.after(1000, Happening::Source(SourceInput::StateSaved(vec![1, 2, 3]))),
             SourceEffect::Resume => self.runs_at_source = true,
             SourceEffect::Say(message) => {
