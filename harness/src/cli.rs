@@ -5,6 +5,8 @@ use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use whimbrel_model::quantity::{self, QuantityError};
+use whimbrel_model::{ByteRate, Bytes};
 
 /// A testbed for live migration of virtual machines, memory and disk together.
 ///
@@ -162,6 +164,72 @@ pub enum EnergyCommand {
         #[command(flatten)]
         meter: MeterOptions,
     },
+    /// Fit laws of a migration's energy overhead to the rows of runs: Strunk's and Liu's
+    Fit {
+        /// The runs' folders
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Find the model's coefficients from the rows of measured runs
+    Calibrate {
+        /// The runs' folders
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compute what a host saves that sleeps while its idle guest is elsewhere: a partial migration against a full one
+    Jettison(Box<JettisonOptions>),
+}
+
+/// A home host's states, what is moved, and the trace.
+#[derive(Clone, Debug, Args)]
+pub struct JettisonOptions {
+    /// The fault trace: the line at_ns,bytes, then a line a fault, in order of time since the guest left
+    pub trace: PathBuf,
+    /// Watts of a host that is on and idle
+    #[arg(long, value_name = "W")]
+    pub on_w: f64,
+    /// Watts above that while it sends or receives
+    #[arg(long, value_name = "W", default_value_t = 0.0)]
+    pub transfer_w: f64,
+    /// Watts while it sleeps
+    #[arg(long, value_name = "W")]
+    pub asleep_w: f64,
+    /// Watts while it suspends
+    #[arg(long, value_name = "W")]
+    pub suspending_w: f64,
+    /// How long it suspends
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub suspending: Duration,
+    /// Watts while it resumes
+    #[arg(long, value_name = "W")]
+    pub resuming_w: f64,
+    /// How long it resumes
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub resuming: Duration,
+    /// The guest's whole state
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub full: Bytes,
+    /// What a partial migration sends at first
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub descriptor: Bytes,
+    /// What comes back when the user returns
+    #[arg(long, value_name = "SIZE", default_value = "0 MiB", value_parser = size)]
+    pub returned: Bytes,
+    /// The link's rate
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub rate: ByteRate,
+    /// How long the user is away
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub idle: Duration,
+    /// As one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which meter is read, and where.
@@ -186,9 +254,19 @@ pub struct MeterPlace {
     pub meter_command: Option<String>,
 }
 
+/// A size as an experiment file has it: `4 GiB`.
+fn size(text: &str) -> Result<Bytes, QuantityError> {
+    quantity::size(text)
+}
+
+/// A rate as an experiment file has it: `1000 Mbit/s`.
+fn rate(text: &str) -> Result<ByteRate, QuantityError> {
+    quantity::rate(text)
+}
+
 /// A duration as an experiment file has it: `2 s`, `300 ms`.
-fn duration(text: &str) -> Result<Duration, whimbrel_model::quantity::QuantityError> {
-    whimbrel_model::quantity::duration(text).map(Duration::from)
+fn duration(text: &str) -> Result<Duration, QuantityError> {
+    quantity::duration(text).map(Duration::from)
 }
 
 /// What `whimbrel guest` can do.

@@ -11,10 +11,12 @@ pub mod choose;
 pub mod conditions;
 pub mod counter;
 mod files;
+pub mod fit;
 pub mod host;
 pub mod meter;
 pub mod meters;
 pub mod model;
+pub mod power_states;
 #[cfg(test)]
 mod recorded_trees;
 pub mod sampler;

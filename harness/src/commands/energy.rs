@@ -1,5 +1,7 @@
 //! `whimbrel energy`: this host's meters, and what is computed from energies.
 
+mod fit;
+mod jettison;
 mod read;
 mod watch;
 
@@ -11,6 +13,9 @@ use whimbrel_energy::{METERS, Meter, Place};
 pub(super) fn energy(command: EnergyCommand) -> anyhow::Result<u8> {
     match command {
         EnergyCommand::Read { time, meter, json } => read::read(&meter, time, json),
+        EnergyCommand::Fit { runs, json } => fit::fit(&runs, json),
+        EnergyCommand::Calibrate { runs, json } => fit::calibrate(&runs, json),
+        EnergyCommand::Jettison(options) => jettison::jettison(&options),
         EnergyCommand::Watch { every, time, meter } => watch::watch(&meter, every, time),
     }
 }
