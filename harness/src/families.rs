@@ -64,6 +64,7 @@ impl Family {
             Family::Throttles => listed(&whimbrel_memory::THROTTLES),
             Family::Presets => {
                 let mut all = listed(&whimbrel_memory::PRESETS);
+                whimbrel_machine::MACHINES.entries.iter().for_each(|machine| all.extend(listed(machine.build.own)));
                 all.extend(listed(&whimbrel_disk::DISK_PRESETS));
                 all
             }

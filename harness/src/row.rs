@@ -24,6 +24,7 @@ pub struct Row {
     pub workload: String,
     pub memory: String,
     pub disk: Option<String>,
+    pub own: Option<Value>,
     #[serde(flatten)]
     pub report: Report,
 }
@@ -44,8 +45,9 @@ impl Row {
             accelerator: trip.accelerator.clone(),
             placement: trip.placement.clone(),
             workload: setting.workload.name().to_owned(),
-            memory: setting.memory.name().to_owned(),
+            memory: setting.own.unwrap_or(setting.memory.name()).to_owned(),
             disk: setting.disk.as_ref().map(|d| d.name().to_owned()),
+            own: trip.own.clone(),
             report: Report::from_events(&trip.events, &trip.facts),
         }
     }
@@ -95,7 +97,7 @@ pub(crate) mod tests {
 
     fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
         match value {
-            Value::Object(fields) if !["factors", "reasons"].contains(&path) => {
+            Value::Object(fields) if !["factors", "reasons", "own"].contains(&path) => {
                 for (key, value) in fields {
                     let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                     paths(value, &below, found);

@@ -98,7 +98,7 @@ fn failed(cell: &Cell, guest: u32, trip: u32, why: &str) -> Trip {
     };
     let unknown = "unknown".to_owned();
     let events = vec![Recorded { at_ns: Nanos(0), host: Mark::Source, event }];
-    Trip { guest, trip, accelerator: unknown.clone(), placement: unknown, events, facts }
+    Trip { guest, trip, accelerator: unknown.clone(), placement: unknown, own: None, events, facts }
 }
 
 #[cfg(test)]

@@ -59,6 +59,8 @@ pub struct Trip {
     pub accelerator: String,
     /// Where the hosts are: `one-host` or `two-hosts`.
     pub placement: String,
+    /// What the hypervisor says of a migration of its own, as it says it.
+    pub own: Option<serde_json::Value>,
     /// What happened, on both hosts.
     pub events: Vec<Recorded>,
     /// What else is known.
@@ -171,6 +173,7 @@ impl Trials for RealTrials {
             guest,
             trip,
             accelerator: made.accelerator,
+            own: made.own,
             placement: placement.to_owned(),
             events: made.events,
             facts: with_limit(made.facts, &setting.link),
@@ -282,6 +285,7 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
             workload: setting.workload.clone(),
         },
         memory: setting.memory.clone(),
+        own: setting.own.map(str::to_owned),
         disk: setting.disk.clone().unwrap_or_default(),
         coordinator: setting.coordinator.clone(),
         // What leaves one host must fit into the other's card: else it would queue in front of it, demand replies too.

@@ -120,6 +120,7 @@ pub fn movement(memory: serde_json::Value, disk: serde_json::Value) -> MoveSpec 
         session: NEXT.fetch_add(1, Ordering::Relaxed) ^ u64::from(std::process::id()) << 32,
         link: LinkSpec::default(),
         memory: super::choice(memory),
+        own: None,
         disk: super::choice(disk),
         coordinator: CoordinatorChoice::default(),
         incremental: false,

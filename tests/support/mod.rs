@@ -143,6 +143,7 @@ pub fn plan(guest: GuestSpec, memory: Value, disk: Value) -> TrialPlan {
     TrialPlan {
         guest,
         memory: choice(memory),
+        own: None,
         disk: choice(disk),
         coordinator: CoordinatorChoice::default(),
         source_link: LinkSpec::default(),

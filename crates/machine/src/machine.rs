@@ -8,6 +8,8 @@
 
 use crate::error::MachineError;
 use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use whimbrel_disk::GuestDisk;
 use whimbrel_memory::GuestRam;
@@ -59,6 +61,41 @@ pub trait Machine: Send + Sync {
         Ok(Some(Testimony { state: self.save_state()?, frames: None }))
     }
 
+    /// Begins to leave by a migration of the hypervisor's own, by its registry's name: the streams that it opens, in order.
+    ///
+    /// # Errors
+    /// The machine has none of that name, or it can't begin.
+    fn leave_by_itself(&self, name: &str) -> Result<Vec<UnixStream>, MachineError> {
+        Err(no_own(name))
+    }
+
+    /// After [`Machine::leave_by_itself`]: returns when the guest has left. After an error it is here, and may be paused.
+    ///
+    /// # Errors
+    /// The migration has failed, or didn't end in time.
+    fn left_by_itself(&self, name: &str) -> Result<Departure, MachineError> {
+        Err(no_own(name))
+    }
+
+    /// Makes ready to arrive by a migration of the hypervisor's own: the path of the socket to which the streams are to be
+    /// connected, in order.
+    ///
+    /// # Errors
+    /// As [`Machine::leave_by_itself`].
+    fn arrive_by_itself(&self, name: &str) -> Result<PathBuf, MachineError> {
+        Err(no_own(name))
+    }
+
+    /// After [`Machine::arrive_by_itself`]: returns when the guest is here and lacks nothing. `resumed` hears of the instant
+    /// at which it began to run here.
+    ///
+    /// # Errors
+    /// It could not be taken in.
+    fn arrived_by_itself(&self, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
+        let _ = resumed;
+        Err(no_own("any"))
+    }
+
     /// CPU time that the guest took outside this process, in nanoseconds.
     fn cpu_ns(&self) -> u64 {
         0
@@ -90,6 +127,19 @@ pub trait Machine: Send + Sync {
     /// Ends the machine: its vCPUs stop and their threads are gone when this returns. RAM and disk stay as they are.
     /// Where a vCPU waits for a missing page or block, that wait must be ended first.
     fn stop(&self);
+}
+
+fn no_own(name: &str) -> MachineError {
+    MachineError::Setup(format!("this machine has no migration of its own named {name:?}"))
+}
+
+/// A guest that has left by a migration of the hypervisor's own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Departure {
+    /// When its last vCPU left guest code here.
+    pub paused: Nanos,
+    /// What the hypervisor says of it, as it says it.
+    pub figures: serde_json::Value,
 }
 
 /// When a machine was paused.

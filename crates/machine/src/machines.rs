@@ -10,17 +10,33 @@ use crate::machine::{Machine, MachineSetup};
 use std::sync::Arc;
 use whimbrel_model::registry::Registry;
 
+/// A migration of a hypervisor's own.
+#[derive(Debug)]
+pub struct Own {
+    /// The capabilities that are on, at both ends.
+    pub capabilities: &'static [&'static str],
+    /// How many streams the hypervisor opens.
+    pub lanes: usize,
+    /// Whether the guest switches after the first pass, and the rest follows.
+    pub postcopy: bool,
+}
+
 /// A kind of machine.
 pub struct Kind {
     /// Makes one: paused, its RAM and disk as they are.
     pub build: fn(MachineSetup) -> Result<Arc<dyn Machine>, MachineError>,
     /// How many pages of a guest with so many pages of RAM its workload may use; `Err`: the least that RAM must have.
     pub workload_pages: fn(u64) -> Result<u64, u64>,
+    /// The migrations of the hypervisor's own, besides which the engine's can be set.
+    pub own: &'static Registry<Own>,
     /// Whether its vCPUs can be slowed ([`Machine::throttle`]).
     pub throttles: bool,
     /// Whether the host fills RAM before operation 0; else the machine fills the workload's pages itself.
     pub filled_by_host: bool,
 }
+
+/// For kinds that have no migration of their own.
+const NO_OWN: &Registry<Own> = &Registry { family: "own migration", entries: &[] };
 
 /// Every kind, by the name that an experiment file's `guest.machine` takes.
 pub static MACHINES: Registry<Kind> =

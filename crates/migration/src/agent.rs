@@ -5,8 +5,8 @@ mod energy;
 use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use crate::core::Ending;
 use crate::driver::{
-    Arrived, DestinationParts, DriverError, Left, SourceParts, WorkWatch, accept_roles, connect_roles, in_words,
-    run_destination, run_source,
+    Arrived, DestinationParts, DriverError, Left, Opening, SourceParts, WorkWatch, accept_own, accept_roles,
+    arrive_own, connect_own, connect_roles, in_words, leave_own, run_destination, run_source,
 };
 use crate::guest::{Guest, RamPool};
 use crate::recorder::Recorder;
@@ -347,8 +347,12 @@ impl Desk {
         let needs = context.as_ref().map(|context| movement.disk.needs(context));
         let prefetch = context.filter(|_| needs.is_some_and(|needs| needs.prefetch));
         let prefetch = prefetch.map(|context| movement.disk.build(&context).schedule);
+        let own = movement.own.clone().map(|name| guest.own_lanes(&name).map(|lanes| (name, lanes))).transpose()?;
         let thread = std::thread::spawn(move || {
             let _within = runtime.enter();
+            if let Some((name, lanes)) = own {
+                return arrive_own(&machine, &name, accept_own(&coming, &link, lanes)?, &told);
+            }
             let connections = accept_roles(&coming, &link, needs)?;
             let runtime = runtime.clone();
             run_destination(DestinationParts { machine, volume, prefetch, connections, recorder: told, runtime })
@@ -372,7 +376,8 @@ impl Desk {
         };
         self.away = !matches!(ending, Ending::Completed);
         self.recorder = recorder;
-        Ok(Answer::Ended { account: Box::new(self.account(ending, handed_over, None, &nic, began, None)) })
+        let left = Left { ending, clock: None, missing_blocks: None, own: None };
+        Ok(Answer::Ended { account: Box::new(self.account(left, handed_over, &nic, began)) })
     }
 
     fn migrate(
@@ -399,11 +404,10 @@ impl Desk {
         let left = moved.unwrap_or_else(|error| {
             let reason = in_words(&error);
             self.recorder.record(Event::Failed { reason: reason.clone() });
-            Left { ending: Ending::Aborted { reason }, clock: None, missing_blocks: None }
+            Left { ending: Ending::Aborted { reason }, clock: None, missing_blocks: None, own: None }
         });
         self.away = !matches!(left.ending, Ending::Aborted { .. });
-        let Left { ending, clock, missing_blocks } = left;
-        Ok(Answer::Ended { account: Box::new(self.account(ending, false, clock, &nic, began, missing_blocks)) })
+        Ok(Answer::Ended { account: Box::new(self.account(left, false, &nic, began)) })
     }
 
     fn move_away(
@@ -417,8 +421,13 @@ impl Desk {
     ) -> Result<Left, DriverError> {
         let _within = self.runtime.enter();
         let token = self.shared.token.as_ref();
+        let opening = Opening { to, nic, session: movement.session, token };
+        if let Some(name) = &movement.own {
+            let connections = connect_own(&opening, guest.own_lanes(name)?)?;
+            return leave_own(&guest.machine, name, connections, &self.recorder);
+        }
         let needs = guest.disk_context().map(|context| movement.disk.needs(&context));
-        let connections = connect_roles(to, nic, movement.session, token, needs)?;
+        let connections = connect_roles(&opening, needs)?;
         let parts = SourceParts {
             machine: Arc::clone(&guest.machine),
             volume: guest.volume.clone(),
@@ -442,21 +451,15 @@ impl Desk {
         cpu_ns() + self.guest.as_ref().map_or(0, |guest| guest.machine.cpu_ns())
     }
 
-    fn account(
-        &self,
-        ending: Ending,
-        handed_over: bool,
-        clock: Option<crate::report::ClockOffset>,
-        nic: &Nic,
-        began_cpu_ns: u64,
-        missing_blocks: Option<u64>,
-    ) -> Account {
+    fn account(&self, left: Left, handed_over: bool, nic: &Nic, began_cpu_ns: u64) -> Account {
+        let Left { ending, clock, missing_blocks, own } = left;
         Account {
             ending,
             handed_over,
             events: self.recorder.take(),
             clock,
             sent: nic.traffic().sent(),
+            own,
             accelerator: self.guest.as_ref().map(|guest| guest.machine.accelerator().to_owned()),
             cpu_ns: self.cpu_ns().saturating_sub(began_cpu_ns),
             missing_blocks,

@@ -70,6 +70,8 @@ pub struct MoveSpec {
     pub link: LinkSpec,
     /// How memory moves.
     pub memory: MemoryChoice,
+    /// The hypervisor's own migration that moves it instead, by its registry's name.
+    pub own: Option<String>,
     /// How the disk moves.
     pub disk: DiskChoice,
     /// How memory and disk share the time and the link.
@@ -229,6 +231,8 @@ pub struct Account {
     pub clock: Option<ClockOffset>,
     /// What this host put on the link, framing included.
     pub sent: FlowReading,
+    /// What the hypervisor says of a migration of its own, as it says it (source only).
+    pub own: Option<serde_json::Value>,
     /// What executes the guest here: `none`, `tcg` or `kvm`; `None` where there is no guest.
     pub accelerator: Option<String>,
     /// CPU time of this host's process and its guest from the request to the end, in nanoseconds.

@@ -11,7 +11,8 @@ use whimbrel_disk::{BuildContext as BlocksContext, GuestDisk, Volume};
 use whimbrel_machine::machines::Kind;
 use whimbrel_machine::twin::ReadDisk;
 use whimbrel_machine::{
-    Begin, GuestPages, MACHINES, Machine, MachineSetup, Twin, TwinSetup, Verification, fill_disk, fill_ram,
+    Begin, GuestPages, MACHINES, Machine, MachineError, MachineSetup, Twin, TwinSetup, Verdict, Verification,
+    fill_disk, fill_ram,
 };
 use whimbrel_memory::dirty_logs::DIRTY_LOGS;
 use whimbrel_memory::{DirtyLog, GuestRam};
@@ -121,6 +122,17 @@ impl Guest {
         Some(BlocksContext { blocks: volume.blocks(), block_bytes: volume.block_bytes(), seed: self.spec.seed })
     }
 
+    /// How many streams a migration of the hypervisor's own opens.
+    ///
+    /// # Errors
+    /// The machine has none of that name; or the guest has a disk, which such a migration leaves behind.
+    pub(crate) fn own_lanes(&self, name: &str) -> Result<usize, DriverError> {
+        if self.volume.is_some() {
+            return Err(other(format!("{name} moves no disk")));
+        }
+        Ok(kind(&self.spec)?.own.find(name).map_err(other)?.build.lanes)
+    }
+
     /// A dirty log over the guest's RAM.
     ///
     /// # Errors
@@ -169,7 +181,17 @@ impl Guest {
     /// The guest isn't paused, or its disk can't be read.
     pub(crate) fn verify(&mut self, frozen: bool) -> Result<Verification, DriverError> {
         let of = if frozen { "frozen source at the pause" } else { "guest at the end" };
-        let Some(testimony) = self.machine.testimony(frozen)? else {
+        let testimony = match self.machine.testimony(frozen) {
+            // A guest that runs and can't answer has lost something, whatever the hypervisor says of its move.
+            Err(error @ MachineError::Hypervisor(_)) => {
+                let mut verification = Verification::skipped(format!("{of}: it was asked and does not answer"));
+                verification.memory = Verdict::Different;
+                verification.first_difference = Some(error.to_string());
+                return Ok(verification);
+            }
+            answer => answer?,
+        };
+        let Some(testimony) = testimony else {
             return Ok(Verification::skipped(format!("{of}: not compared, it can't be asked where it doesn't run")));
         };
         let mut twin = match self.twin.take() {

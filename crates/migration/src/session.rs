@@ -125,6 +125,8 @@ pub struct TrialPlan {
     pub guest: GuestSpec,
     /// How memory moves.
     pub memory: MemoryChoice,
+    /// The hypervisor's own migration that moves it instead.
+    pub own: Option<String>,
     /// How the disk moves.
     pub disk: DiskChoice,
     /// How memory and disk share the time and the link.
@@ -165,6 +167,8 @@ pub struct Trip {
     pub facts: Facts,
     /// What executes the guest: `none`, `tcg` or `kvm`; of both hosts, where they differ.
     pub accelerator: String,
+    /// What the hypervisor says of a migration of its own, as it says it.
+    pub own: Option<serde_json::Value>,
     /// Blocks that the destination lacked when the move was requested.
     pub missing_blocks: Option<u64>,
 }
@@ -314,7 +318,7 @@ impl Move<'_> {
         let event = Event::Failed { reason: why.to_owned() };
         let events = vec![Recorded { at_ns: whimbrel_model::Nanos(0), host: whimbrel_model::Mark::Source, event }];
         let facts = Facts { outcome: Some(Outcome::Failed), ..self.sizes() };
-        Trip { events, facts, accelerator: "unknown".to_owned(), missing_blocks: None }
+        Trip { events, facts, accelerator: "unknown".to_owned(), own: None, missing_blocks: None }
     }
 
     fn sizes(&self) -> Facts {
@@ -341,6 +345,7 @@ impl Move<'_> {
             session,
             link,
             memory: self.plan.memory.clone(),
+            own: self.plan.own.clone(),
             disk: self.plan.disk.clone(),
             coordinator: self.plan.coordinator.clone(),
             incremental: self.trip > 1,
@@ -478,10 +483,11 @@ impl Move<'_> {
             outcome: Some(outcome),
             ..self.sizes()
         };
+        let own = source.and_then(|account| account.own.clone());
         let accelerators = [source, destination].into_iter().flatten().filter_map(|a| a.accelerator.clone());
         let mut accelerators: Vec<String> = accelerators.collect();
         accelerators.dedup();
-        Trip { events, facts, accelerator: accelerators.join("+"), missing_blocks: None }
+        Trip { events, facts, accelerator: accelerators.join("+"), own, missing_blocks: None }
     }
 
     /// The twin's word: on the frozen source, and on the guest at the end.

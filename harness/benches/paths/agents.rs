@@ -162,6 +162,7 @@ impl Movement {
         TrialPlan {
             guest: self.guest(),
             memory: MemoryChoice::read(&table).expect("a memory strategy"),
+            own: None,
             disk: DiskChoice::default(),
             coordinator: CoordinatorChoice::default(),
             source_link: self.link,

@@ -5,6 +5,7 @@ use super::fields::Fields;
 use super::tree::{Mistake, Node};
 use crate::families::{self, CoordinatorChoice, DiskChoice, MemoryChoice, WorkloadChoice};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::stream::Shape;
 use whimbrel_model::{ByteRate, Bytes, Nanos, PAGE_BYTES};
@@ -77,6 +78,8 @@ pub struct Setting {
     pub workload: WorkloadChoice,
     /// How memory moves.
     pub memory: MemoryChoice,
+    /// The hypervisor's own migration that moves memory instead, by its name.
+    pub own: Option<&'static str>,
     /// How the disk moves; `None` without a disk.
     pub disk: Option<DiskChoice>,
     /// How memory and disk share the time and the link.
@@ -97,7 +100,9 @@ impl Setting {
         let workload = WorkloadChoice::read(&of_workload.plain()).map_err(|e| of_workload.blame(&e))?;
         families::fits(&workload, guest.shape()).map_err(|e| of_workload.blame(&e))?;
         let of_memory = Fields::table(origin, "memory", tree)?;
-        let memory = MemoryChoice::read(&of_memory.plain()).map_err(|e| of_memory.blame(&e))?;
+        let own = read_own(&of_memory, &guest)?;
+        let given = if own.is_some() { BTreeMap::new() } else { of_memory.plain() };
+        let memory = MemoryChoice::read(&given).map_err(|e| of_memory.blame(&e))?;
         if !kind(guest.machine).throttles && memory.resolved()["throttle"] != "none" {
             let why = format!("the vCPUs of machine {:?} can't be slowed", guest.machine);
             return Err(of_memory.mistake("throttle", &format!("{why}; write \"none\"")));
@@ -112,7 +117,7 @@ impl Setting {
         let disk = guest.disk.map(|_| disk);
         let coordinator = read_coordinator(&Fields::table(origin, "coordinator", tree)?, &guest, &link)?;
         let energy = Energy::read(origin, tree)?;
-        Ok(Setting { guest, link, workload, memory, disk, coordinator, energy })
+        Ok(Setting { guest, link, workload, memory, own, disk, coordinator, energy })
     }
 
     /// Every key with its value, defaults filled in.
@@ -121,7 +126,7 @@ impl Setting {
             "guest": self.guest.resolved(),
             "link": self.link.resolved(),
             "workload": self.workload.resolved(),
-            "memory": self.memory.resolved(),
+            "memory": self.own.map_or_else(|| json!(self.memory.resolved()), |own| json!({ "preset": own })),
             "disk": self.disk.as_ref().map(DiskChoice::resolved),
             "coordinator": self.disk.as_ref().map(|_| self.coordinator.resolved()),
             "energy": self.energy.resolved(),
@@ -246,6 +251,23 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
         None if guest.filled.0 > 0 => refuse("filled", guest.filled, "it together with guest.disk, or leave it out"),
         _ if !guest.filled.0.is_multiple_of(SECTOR_BYTES) => refuse("filled", guest.filled, "a multiple of \"512 B\""),
         _ => Ok(guest),
+    }
+}
+
+/// The hypervisor's own migration that `memory.preset` names, if it names one.
+fn read_own(of_memory: &Fields<'_>, guest: &Guest) -> Result<Option<&'static str>, Mistake> {
+    let given = of_memory.plain();
+    let Some(name) = given.get("preset").and_then(Value::as_str).filter(|name| name.contains(':')) else {
+        return Ok(None);
+    };
+    let found = kind(guest.machine).own.find(name).map_err(|error| {
+        let why = format!("machine {:?} has no such migration: {error}", guest.machine);
+        of_memory.mistake("preset", &why)
+    })?;
+    of_memory.only(&["preset"])?;
+    match guest.disk {
+        Some(_) => Err(of_memory.mistake("preset", &format!("{name} moves no disk; leave guest.disk out"))),
+        None => Ok(Some(found.name)),
     }
 }
 

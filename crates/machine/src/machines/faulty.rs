@@ -1,7 +1,7 @@
 //! The machine whose state can't be read: it proves that a switchover which fails leaves the guest where it was.
 
-use super::Kind;
 use super::thread::ThreadMachine;
+use super::{Kind, NO_OWN};
 use crate::error::MachineError;
 use crate::machine::{Machine, Paused, Progress, Silence, Testimony};
 use std::io;
@@ -17,6 +17,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     build: Kind {
         build: |setup| Ok(Arc::new(Faulty { sound: ThreadMachine::new(setup)? })),
         workload_pages: Ok,
+        own: NO_OWN,
         throttles: true,
         filled_by_host: true,
     },

@@ -1,7 +1,7 @@
 //! The machine that executes nothing: a guest of which only its pages and blocks move.
 
-use super::Kind;
 use super::thread::ThreadMachine;
+use super::{Kind, NO_OWN};
 use crate::error::MachineError;
 use crate::machine::{Machine, Paused, Progress, Silence};
 use std::io;
@@ -17,6 +17,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     build: Kind {
         build: |setup| Ok(Arc::new(Null { stopped: ThreadMachine::new(setup)? })),
         workload_pages: Ok,
+        own: NO_OWN,
         throttles: false,
         filled_by_host: true,
     },

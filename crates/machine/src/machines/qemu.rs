@@ -19,6 +19,7 @@ mod drive;
 mod initramfs;
 pub mod kernel;
 mod launch;
+mod own;
 mod port;
 mod process;
 mod qmp;
@@ -29,7 +30,7 @@ pub use initramfs::INIT;
 
 use crate::clock::monotonic;
 use crate::error::MachineError;
-use crate::machine::{Begin, Machine, MachineSetup, Paused, Progress, Silence, Testimony};
+use crate::machine::{Begin, Departure, Machine, MachineSetup, Paused, Progress, Silence, Testimony};
 use crate::machines::Kind;
 use accelerator::Accelerator;
 use drive::Drive;
@@ -40,7 +41,9 @@ use process::Process;
 use qmp::Qmp;
 use serde_json::json;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -74,6 +77,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     build: Kind {
         build: |setup| Ok(Arc::new(QemuMachine::new(setup)?)),
         workload_pages,
+        own: &own::OWN,
         throttles: false,
         filled_by_host: false,
     },
@@ -102,6 +106,8 @@ pub struct QemuMachine {
     /// `None` once the machine was stopped.
     process: Mutex<Option<Process>>,
     stopped: AtomicBool,
+    /// How many events had been heard when a migration of QEMU's own began.
+    own_since: AtomicUsize,
     // QEMU ends before its disk does, and its folder goes last.
     _drive: Option<Drive>,
     folder: TempDir,
@@ -150,6 +156,7 @@ impl QemuMachine {
             qmp,
             process: Mutex::new(Some(process)),
             stopped: AtomicBool::new(false),
+            own_since: AtomicUsize::new(0),
             _drive: drive,
             folder,
         };
@@ -210,11 +217,21 @@ impl QemuMachine {
         if self.stopped.load(Ordering::SeqCst) {
             return None;
         }
-        let ended = self.process().as_ref().and_then(Process::ended);
-        ended.or_else(|| self.qmp.closed().map(|why| format!("QEMU's monitor has closed: {why}")))
+        let process = self.process();
+        let ended = process.as_ref().and_then(Process::ended);
+        ended.or_else(|| {
+            let closed = MachineError::Hypervisor(format!("QEMU's monitor has closed: {}", self.qmp.closed()?));
+            // Of a QEMU that was killed, the monitor is known to be gone first.
+            Some(process.as_ref().map_or(closed.to_string(), |process| process.blame(closed).to_string()))
+        })
     }
 
-    fn fail(&self, error: &MachineError) {
+    /// Keeps why the guest can't go on: where QEMU has ended, or is about to, that is the cause of anything else.
+    fn fail(&self, error: MachineError) {
+        let error = match self.process().as_ref() {
+            Some(process) => process.blame(error),
+            None => error,
+        };
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.to_string());
     }
 
@@ -245,7 +262,7 @@ impl Machine for QemuMachine {
             Ok(())
         };
         if let Err(error) = go() {
-            self.fail(&error);
+            self.fail(error);
         }
     }
 
@@ -256,7 +273,7 @@ impl Machine for QemuMachine {
             Ok(left) => Paused { asked, left: left.max(asked) },
             Err(error) => {
                 // A guest that can't be stopped has no QEMU any more.
-                self.fail(&error);
+                self.fail(error);
                 self.lock().runs = false;
                 Paused { asked, left: monotonic() }
             }
@@ -294,6 +311,32 @@ impl Machine for QemuMachine {
         self.lock().executes = false;
         let frames = words::spread(&runs, self.workload_pages, self.ram.pages())?;
         Ok(Some(Testimony { state: state.into_bytes(), frames: Some(frames) }))
+    }
+
+    fn leave_by_itself(&self, name: &str) -> Result<Vec<UnixStream>, MachineError> {
+        let process = self.process();
+        let process = process.as_ref().ok_or_else(|| MachineError::Hypervisor("QEMU was ended".to_owned()))?;
+        self.own_since.store(self.qmp.mark(), Ordering::SeqCst);
+        own::leave(&self.qmp, process, self.folder.path(), own::find(name)?)
+    }
+
+    fn left_by_itself(&self, name: &str) -> Result<Departure, MachineError> {
+        let left = own::left(&self.qmp, self.own_since.load(Ordering::SeqCst), own::find(name)?);
+        // Where QEMU had stopped it before it failed, it is for the caller to let it go on.
+        self.lock().runs = left.is_err() && own::runs(&self.qmp);
+        left
+    }
+
+    fn arrive_by_itself(&self, name: &str) -> Result<PathBuf, MachineError> {
+        self.own_since.store(self.qmp.mark(), Ordering::SeqCst);
+        own::arrive(&self.qmp, self.folder.path(), own::find(name)?)
+    }
+
+    fn arrived_by_itself(&self, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
+        own::arrived(&self.qmp, self.own_since.load(Ordering::SeqCst), &|at| {
+            *self.lock() = State { runs: true, executes: true };
+            resumed(at);
+        })
     }
 
     fn accelerator(&self) -> &'static str {

@@ -6,7 +6,7 @@ mod vcpu;
 use crate::clock::{monotonic, time_of_day};
 use crate::error::MachineError;
 use crate::machine::{Machine, MachineSetup, Paused, Progress, Silence};
-use crate::machines::Kind;
+use crate::machines::{Kind, NO_OWN};
 use crate::saved::SavedState;
 use control::{Command, Control, Place, lock};
 use std::io;
@@ -33,6 +33,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     build: Kind {
         build: |setup| Ok(Arc::new(ThreadMachine::new(setup)?)),
         workload_pages: Ok,
+        own: NO_OWN,
         throttles: true,
         filled_by_host: true,
     },

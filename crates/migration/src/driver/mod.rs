@@ -20,12 +20,14 @@ mod destination;
 mod disk_lane;
 mod memory_lane;
 mod mirror_lane;
+mod own;
 mod setup;
 mod source;
 mod watch;
 
 pub use destination::{Arrived, DestinationParts, run_destination};
-pub use setup::{Connections, accept_roles, connect_roles};
+pub use own::{OwnConnections, accept_own, arrive_own, connect_own, leave_own};
+pub use setup::{Connections, Opening, accept_roles, connect_roles};
 pub use source::{Left, SourceParts, run_source};
 pub use watch::WorkWatch;
 

@@ -61,25 +61,33 @@ fn class_of(role: Role) -> Class {
     }
 }
 
-/// Opens every connection of a move to the agent at `to`; `disk`: what the strategy of the guest's disk needs. To be called
-/// within tokio's runtime.
+/// Where a move's connections go, and through what.
+pub struct Opening<'a> {
+    /// The other host's agent.
+    pub to: SocketAddr,
+    /// This host's card.
+    pub nic: &'a Nic,
+    /// The attempt.
+    pub session: u64,
+    /// What the other agent must be told.
+    pub token: Option<&'a Token>,
+}
+
+/// Opens one connection.
+pub(super) fn open(opening: &Opening<'_>, role: Role) -> Result<LinkStream, DriverError> {
+    let mut stream = LinkStream::connect(opening.to, opening.nic, class_of(role))?;
+    offer(&mut stream, &Hello { role, session: SessionId(opening.session) }, opening.token)?;
+    Ok(stream)
+}
+
+/// Opens every connection of a move; `disk`: what the strategy of the guest's disk needs. To be called within tokio's
+/// runtime.
 ///
 /// # Errors
 /// The agent can't be reached, or refuses.
-pub fn connect_roles(
-    to: SocketAddr,
-    nic: &Nic,
-    session: u64,
-    token: Option<&Token>,
-    disk: Option<Needs>,
-) -> Result<Connections, DriverError> {
-    let mut streams = Vec::new();
-    for role in roles(disk) {
-        let mut stream = LinkStream::connect(to, nic, class_of(role))?;
-        offer(&mut stream, &Hello { role, session: SessionId(session) }, token)?;
-        streams.push((role, stream));
-    }
-    Connections::of(streams, disk)
+pub fn connect_roles(opening: &Opening<'_>, disk: Option<Needs>) -> Result<Connections, DriverError> {
+    let streams = roles(disk).into_iter().map(|role| Ok((role, open(opening, role)?)));
+    Connections::of(streams.collect::<Result<_, DriverError>>()?, disk)
 }
 
 impl Connections {
@@ -120,10 +128,18 @@ pub fn accept_roles(
     nic: &Nic,
     disk: Option<Needs>,
 ) -> Result<Connections, DriverError> {
+    Connections::of(gather(coming, nic, roles(disk).len())?, disk)
+}
+
+/// Waits for so many connections, each of another role.
+pub(super) fn gather(
+    coming: &Receiver<(Role, std::net::TcpStream)>,
+    nic: &Nic,
+    wanted: usize,
+) -> Result<Vec<(Role, LinkStream)>, DriverError> {
     let deadline = Instant::now() + PATIENCE;
     let mut streams: Vec<(Role, LinkStream)> = Vec::new();
     let mut sockets: Vec<std::net::TcpStream> = Vec::new();
-    let wanted = roles(disk).len();
     while streams.len() < wanted {
         let wait = deadline.saturating_duration_since(Instant::now());
         let (role, tcp) = match coming.recv_timeout(wait.min(LOOK_EVERY)) {
@@ -140,5 +156,5 @@ pub fn accept_roles(
         }
         streams.push((role, LinkStream::over(tcp, nic, class_of(role))?));
     }
-    Connections::of(streams, disk)
+    Ok(streams)
 }

@@ -68,6 +68,8 @@ pub struct Left {
     pub clock: Option<ClockOffset>,
     /// Blocks that the destination lacked at the start; `None`: no disk.
     pub missing_blocks: Option<u64>,
+    /// What the hypervisor says of a migration of its own.
+    pub own: Option<serde_json::Value>,
 }
 
 /// Moves the guest away. Returns when the move has ended on this host; the guest then runs here
@@ -114,7 +116,7 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<L
     source.feed(SourceInput::Start);
     let ending = source.run(&received, progress);
     source.leave(&ending);
-    Ok(Left { ending, clock, missing_blocks: missing_count })
+    Ok(Left { ending, clock, missing_blocks: missing_count, own: None })
 }
 
 fn disk_plan(

@@ -34,6 +34,9 @@ pub(super) const CONSOLE: &str = "console.log";
 const INITRD: &str = "initrd";
 const LIBRARY: &str = "preload.so";
 
+/// A busy host is late with a translated guest's timer, and the kernel would take that for a broken one.
+const KERNEL_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check random.trust_cpu=on mitigations=off";
+
 /// What of a machine shows on the command line.
 pub(super) struct Shape<'a> {
     pub(super) begin: Begin,
@@ -73,7 +76,7 @@ pub(super) fn command(folder: &Path, kernel: &Kernel, shape: &Shape<'_>) -> Resu
     option("-object", format!("memory-backend-file,id=ram,size={bytes},mem-path={own},share=on"));
     option("-kernel", kernel.image.display().to_string());
     option("-initrd", path(INITRD));
-    option("-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off".to_owned());
+    option("-append", KERNEL_LINE.to_owned());
     option("-display", "none".to_owned());
     option("-chardev", format!("file,id=console,path={}", path(CONSOLE)));
     option("-serial", "chardev:console".to_owned());

@@ -92,7 +92,8 @@ impl Process {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         };
-        Some(format!("QEMU has ended ({how}){}", self.last_words("qemu.log")))
+        let said = [super::command::CONSOLE, "qemu.log"].map(|log| self.last_words(log)).concat();
+        Some(format!("QEMU has ended ({how}){said}"))
     }
 
     /// What a failure was really: where QEMU has ended, or is about to, that.

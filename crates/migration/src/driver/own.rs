@@ -1,0 +1,240 @@
+//! A move that the hypervisor makes itself, as a baseline: its streams go through our link, and the books are ours.
+//!
+//! | connection | carries |
+//! |---|---|
+//! | control | the comparison of clocks, and at the end the destination's word |
+//! | a push lane each | one of the hypervisor's streams, both ways |
+
+use super::control_lane::{begin_as_destination, begin_as_source};
+use super::destination::Arrived;
+use super::setup::{Opening, gather, open};
+use super::source::Left;
+use super::watch::WorkWatch;
+use super::{DriverError, in_words};
+use crate::core::Ending;
+use crate::recorder::Recorder;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+use whimbrel_machine::Machine;
+use whimbrel_model::event::Sent;
+use whimbrel_model::strategy::Stage;
+use whimbrel_model::{Event, Family, Moment, Phase};
+use whimbrel_wire::codec::{read_frame, write_frame};
+use whimbrel_wire::{LinkStream, Nic, Role};
+
+/// Bytes that a stream is carried by.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// How long the destination may take to say that it has the guest once the source has done its part.
+const WORD: Duration = Duration::from_secs(60);
+
+/// What the destination says at the end.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "own", rename_all = "snake_case")]
+enum Word {
+    /// The guest runs there and lacks nothing.
+    Whole {},
+    /// It does not run there.
+    Failed { reason: String },
+}
+
+/// The connections of such a move.
+pub struct OwnConnections {
+    control: LinkStream,
+    lanes: Vec<Arc<LinkStream>>,
+}
+
+fn lane_role(lane: usize) -> Role {
+    Role::MemoryPush { lane: lane as u32 }
+}
+
+/// Opens the connections of a move with so many streams.
+///
+/// # Errors
+/// The agent can't be reached, or refuses.
+pub fn connect_own(opening: &Opening<'_>, lanes: usize) -> Result<OwnConnections, DriverError> {
+    let control = open(opening, Role::Migration)?;
+    let lanes = (0..lanes).map(|lane| Ok(Arc::new(open(opening, lane_role(lane))?)));
+    Ok(OwnConnections { control, lanes: lanes.collect::<Result<_, DriverError>>()? })
+}
+
+/// Waits for the connections of a move with so many streams.
+///
+/// # Errors
+/// Not all of them came in time, or one came twice.
+pub fn accept_own(
+    coming: &Receiver<(Role, std::net::TcpStream)>,
+    nic: &Nic,
+    lanes: usize,
+) -> Result<OwnConnections, DriverError> {
+    let mut streams = gather(coming, nic, 1 + lanes)?;
+    let mut take = |role| {
+        let at = streams.iter().position(|(known, _)| *known == role);
+        let missing = || DriverError::Protocol(format!("the connection for {role:?} is missing"));
+        at.map(|at| streams.swap_remove(at).1).ok_or_else(missing)
+    };
+    let control = take(Role::Migration)?;
+    let lanes = (0..lanes).map(|lane| Ok(Arc::new(take(lane_role(lane))?)));
+    Ok(OwnConnections { control, lanes: lanes.collect::<Result<_, DriverError>>()? })
+}
+
+/// Has the hypervisor move its guest away.
+///
+/// # Errors
+/// Setup failed; the guest runs on as if nothing had been.
+pub fn leave_own(
+    machine: &Arc<dyn Machine>,
+    name: &str,
+    connections: OwnConnections,
+    recorder: &Recorder,
+) -> Result<Left, DriverError> {
+    let OwnConnections { control, lanes } = connections;
+    let clock = begin_as_source(&control)?;
+    recorder.record(Event::Moment { moment: Moment::SetupDone });
+    recorder.record(Event::Phase { phase: Phase::Push });
+    let left = |ending, own| Left { ending, clock, missing_blocks: None, own };
+    for (stream, lane) in machine.leave_by_itself(name)?.into_iter().zip(&lanes) {
+        carry(stream, lane)?;
+    }
+    let departure = match machine.left_by_itself(name) {
+        Ok(departure) => departure,
+        Err(error) => {
+            lanes.iter().for_each(|lane| lane.sever());
+            machine.run();
+            return Ok(left(Ending::Aborted { reason: in_words(&error) }, None));
+        }
+    };
+    for moment in [Moment::PauseRequested, Moment::Paused] {
+        recorder.record_at(departure.paused, Event::Moment { moment });
+    }
+    recorder.record(Event::Moment { moment: Moment::HandedOver });
+    record_sent(&departure.figures, recorder);
+    let silence = machine.silence();
+    recorder.record(Event::Silence { longest_ns: silence.longest_ns, edge: silence.last_beats });
+    control.set_read_timeout(Some(WORD))?;
+    let ending = match read_frame::<Word>(&mut &control) {
+        Ok((Word::Whole {}, _)) => {
+            recorder.record(Event::Moment { moment: Moment::Released });
+            recorder.record(Event::Phase { phase: Phase::Complete });
+            Ending::Completed
+        }
+        Ok((Word::Failed { reason }, _)) => Ending::Lost { reason },
+        Err(error) => Ending::Lost { reason: in_words(&error) },
+    };
+    Ok(left(ending, Some(departure.figures)))
+}
+
+/// What the hypervisor says that it has sent. It doesn't tell a page's first time from later ones: all counts as first.
+fn record_sent(figures: &Value, recorder: &Recorder) {
+    let ram = |key: &str| figures["ram"][key].as_u64().unwrap_or_default();
+    let (raw_units, zero_units) = (ram("normal"), ram("duplicate"));
+    let sent = Sent {
+        first_units: raw_units + zero_units,
+        first_bytes: ram("transferred"),
+        raw_units,
+        zero_units,
+        ..Sent::default()
+    };
+    recorder.record(Event::Sent { family: Family::Memory, stage: Stage::Push, demanded: false, sent });
+}
+
+/// Has the hypervisor take a guest in.
+///
+/// # Errors
+/// Setup failed; nothing has run here.
+pub fn arrive_own(
+    machine: &Arc<dyn Machine>,
+    name: &str,
+    connections: OwnConnections,
+    recorder: &Recorder,
+) -> Result<Arrived, DriverError> {
+    let OwnConnections { control, lanes } = connections;
+    let path = machine.arrive_by_itself(name)?;
+    for (index, lane) in lanes.iter().enumerate() {
+        carry_in(&path, index == 0, lane)?;
+    }
+    begin_as_destination(&control)?;
+    let watch = std::cell::RefCell::new(None);
+    let resumed = |at| {
+        recorder.record_at(at, Event::Moment { moment: Moment::Resumed });
+        machine.reset_silence();
+        *watch.borrow_mut() = Some(WorkWatch::start(Arc::clone(machine), recorder.clone()));
+    };
+    let ended = machine.arrived_by_itself(&resumed);
+    let watch = watch.into_inner();
+    let handed_over = watch.is_some();
+    let (ending, word) = match ended {
+        Ok(()) => {
+            recorder.record(Event::Moment { moment: Moment::MemoryWhole });
+            recorder.record(Event::Moment { moment: Moment::Whole });
+            (Ending::Completed, Word::Whole {})
+        }
+        Err(error) => {
+            let reason = in_words(&error);
+            let ending = match handed_over {
+                true => Ending::Lost { reason: reason.clone() },
+                false => Ending::Aborted { reason: reason.clone() },
+            };
+            (ending, Word::Failed { reason })
+        }
+    };
+    // A source that is gone has other means to know.
+    let _ = write_frame(&mut &control, &word, &[]);
+    Ok(Arrived { ending, handed_over, watch })
+}
+
+/// Carries one of the hypervisor's streams over a lane, both ways, until both have ended.
+fn carry(stream: UnixStream, lane: &Arc<LinkStream>) -> io::Result<()> {
+    let (back, back_lane) = (stream.try_clone()?, Arc::clone(lane));
+    std::thread::spawn(move || {
+        // How it ends is told by the hypervisor.
+        let _ = pump(&mut &*back_lane, &mut &back);
+        let _ = back.shutdown(Shutdown::Write);
+    });
+    let lane = Arc::clone(lane);
+    std::thread::spawn(move || {
+        let _ = pump(&mut &stream, &mut &*lane);
+        let _ = lane.shutdown_write();
+    });
+    Ok(())
+}
+
+/// As [`carry`], at the destination: a stream is connected at once, or when its first bytes come. The hypervisor knows
+/// its main stream only by its being the first.
+fn carry_in(path: &Path, at_once: bool, lane: &Arc<LinkStream>) -> io::Result<()> {
+    if at_once {
+        return carry(UnixStream::connect(path)?, lane);
+    }
+    let (path, lane): (PathBuf, _) = (path.to_owned(), Arc::clone(lane));
+    std::thread::spawn(move || {
+        let mut first = [0; 1];
+        if (&*lane).read_exact(&mut first).is_err() {
+            return;
+        }
+        let begun = UnixStream::connect(path).and_then(|stream| {
+            (&stream).write_all(&first)?;
+            carry(stream, &lane)
+        });
+        if begun.is_err() {
+            lane.sever();
+        }
+    });
+    Ok(())
+}
+
+fn pump(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match from.read(&mut piece)? {
+            0 => return Ok(()),
+            bytes => to.write_all(&piece[..bytes])?,
+        }
+    }
+}
