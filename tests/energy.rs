@@ -1,5 +1,7 @@
 //! The energy commands on trees that look like `/sys`, with counters that move as a test moves them.
 
+#[path = "energy/commands.rs"]
+mod commands;
 #[path = "energy/tree.rs"]
 mod tree;
 

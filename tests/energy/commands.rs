@@ -1,0 +1,81 @@
+//! What is made of energies once they are rows: laws, the model's coefficients, and a host that sleeps.
+
+use crate::tree::whimbrel;
+use serde_json::Value;
+use std::path::Path;
+
+const HOST: [&str; 18] = [
+    "--on-w",
+    "100",
+    "--asleep-w",
+    "3",
+    "--suspending-w",
+    "90",
+    "--suspending",
+    "3 s",
+    "--resuming-w",
+    "100",
+    "--resuming",
+    "2 s",
+    "--full",
+    "4 GiB",
+    "--descriptor",
+    "8 MiB",
+    "--rate",
+    "1 Gbit/s",
+];
+
+fn kept() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("results/strunk2013/latest").display().to_string()
+}
+
+fn jettison(trace: &str) -> std::process::Output {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("trace.csv");
+    std::fs::write(&file, trace).unwrap();
+    whimbrel(&[&["energy", "jettison", file.to_str().unwrap(), "--idle", "600 s", "--json"], &HOST[..]].concat())
+}
+
+#[test]
+fn a_law_is_fitted_and_says_of_what() {
+    let output = whimbrel(&["energy", "fit", &kept(), "--json"]);
+    let fit: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(fit["kind"], "modelled");
+    for law in ["strunk", "liu"] {
+        let law = &fit["laws"][law];
+        assert!((0.0..=1.0).contains(&law["r_squared"].as_f64().unwrap()), "{law}");
+        assert_eq!(law["held_out"].as_object().unwrap().len(), 7, "each cell is held out once: {law}");
+    }
+}
+
+#[test]
+fn a_model_is_not_calibrated_on_itself() {
+    let output = whimbrel(&["energy", "calibrate", &kept()]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(message.contains("latest") && message.contains("every row is modelled"), "{message}");
+}
+
+#[test]
+fn a_host_that_is_woken_more_saves_less() {
+    let saving = |faults: u64| {
+        let lines: String = (1..=faults).map(|n| format!("{},4096\n", n * 20_000_000_000)).collect();
+        let output = jettison(&format!("at_ns,bytes\n{lines}"));
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&found["kind"], &found["partial"]["wakes"]), (&"modelled".into(), &(faults + 1).into()));
+        found["partial"]["saving_ratio"].as_f64().unwrap()
+    };
+    let (seldom, often) = (saving(1), saving(20));
+    assert!(0.0 < often && often < seldom && seldom < 1.0, "{often}, {seldom}");
+}
+
+#[test]
+fn a_trace_that_is_none_is_refused_with_its_line() {
+    for (trace, line) in [("at_ns,bytes\n5,x\n", ":2:"), ("time,bytes\n", ":1:")] {
+        let output = jettison(trace);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains(&format!("trace.csv{line}")), "{message}");
+    }
+}
