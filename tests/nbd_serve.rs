@@ -35,6 +35,7 @@ impl Serving {
                 break;
             }
         }
+        assert!(said.last().is_some_and(|line| line.starts_with("serving")), "it doesn't serve: {said:?}");
         // Its last words must not meet a closed pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Serving { child, said }
