@@ -274,8 +274,7 @@ fn a_coordinator_that_hangs_up_ends_its_move() {
     drop(here);
     there.tell(&Command::Collect {});
     let came = there.ended();
-    // It learns why, or sees the lanes end, whichever comes first.
-    assert!(matches!(&came.ending, Ending::Aborted { .. }), "{:?}", came.ending);
+    assert!(matches!(&came.ending, Ending::Aborted { reason } if reason.contains("hung up")), "{:?}", came.ending);
     // The host is free for the next.
     let (here, there) = pair.desks();
     here.begin(&spec);

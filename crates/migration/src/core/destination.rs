@@ -2,6 +2,7 @@
 
 use super::Ending;
 use super::fetching::{Fetching, Job};
+use super::last_word::LastWord;
 use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Page, Phase, Schedule, UnitSet};
 use whimbrel_wire::Message;
 
@@ -32,6 +33,10 @@ pub enum DestinationInput {
     },
     /// The instant of a [`DestinationEffect::TimerAt`] has come.
     Timer,
+    /// A lane has ended, for this reason. Why it did, the source may be about to say.
+    LaneEnded(String),
+    /// The control connection has ended: the source says nothing more.
+    ControlEnded(String),
     /// The link is gone, or this host can't go on.
     Lost(String),
 }
@@ -100,6 +105,7 @@ pub struct DestinationCore {
     whole: (bool, bool),
     said_whole: bool,
     handed_over: bool,
+    last_word: LastWord,
 }
 
 impl DestinationCore {
@@ -115,6 +121,7 @@ impl DestinationCore {
             whole: (false, false),
             said_whole: false,
             handed_over: false,
+            last_word: LastWord::default(),
         }
     }
 
@@ -127,6 +134,9 @@ impl DestinationCore {
     pub fn on(&mut self, now: Nanos, input: DestinationInput, effects: &mut Vec<DestinationEffect>) {
         if self.state == State::Finished {
             return;
+        }
+        if let Some(reason) = self.last_word.due(now) {
+            return self.lost(reason, effects);
         }
         match input {
             DestinationInput::Said(message) => self.said(message, effects),
@@ -153,9 +163,15 @@ impl DestinationCore {
             }
             DestinationInput::Fetched { .. } => self.fetching.iter_mut().for_each(Fetching::fetched),
             DestinationInput::Timer => {}
+            DestinationInput::LaneEnded(reason) => self.last_word.lane_ended(now, reason),
+            DestinationInput::ControlEnded(reason) => {
+                let reason = self.last_word.first(reason);
+                self.lost(reason, effects);
+            }
             DestinationInput::Lost(reason) => self.lost(reason, effects),
         }
         self.prefetch(now, effects);
+        effects.extend(self.last_word.until().map(DestinationEffect::TimerAt));
     }
 
     /// Keeps the prefetching lane busy as long as blocks are missing.

@@ -27,6 +27,7 @@ mod bandwidth;
 mod destination;
 mod fetching;
 mod flow;
+mod last_word;
 mod source;
 mod source_words;
 

@@ -2,6 +2,7 @@
 
 use super::bandwidth::Bandwidth;
 use super::flow::{Around, Flow, FlowUnit, Want};
+use super::last_word::LastWord;
 use super::source_words::{Limits, Progress, SourceEffect, SourceInput, SourcePlan};
 use super::{Ending, Written};
 use crate::coordinator::{Coordinator, CoordinatorView, FamilyView, Turn, Turns};
@@ -47,6 +48,7 @@ pub struct SourceCore {
     whole: (bool, bool),
     last_barrier: bool,
     demanded_jobs: Vec<u64>,
+    last_word: LastWord,
     finished: bool,
 }
 
@@ -76,6 +78,7 @@ impl SourceCore {
             whole: (false, false),
             last_barrier: false,
             demanded_jobs: Vec::new(),
+            last_word: LastWord::default(),
             finished: false,
         }
     }
@@ -109,6 +112,12 @@ impl SourceCore {
     pub fn on(&mut self, now: Nanos, input: SourceInput, effects: &mut Vec<SourceEffect>) {
         if self.finished {
             return;
+        }
+        if let Some(reason) = self.last_word.due(now) {
+            return self.lost(reason, effects);
+        }
+        if let Some(until) = self.last_word.until().filter(|_| !self.may_act_on(&input)) {
+            return effects.push(SourceEffect::TimerAt(until));
         }
         match input {
             SourceInput::Start => {
@@ -152,6 +161,11 @@ impl SourceCore {
                 effects.push(SourceEffect::Record(Event::Sent { family, stage, demanded: false, sent }));
             }
             SourceInput::Timer => {}
+            SourceInput::LaneEnded(reason) => self.last_word.lane_ended(now, reason),
+            SourceInput::ControlEnded(reason) => {
+                let reason = self.last_word.first(reason);
+                return self.lost(reason, effects);
+            }
             SourceInput::Lost(reason) => return self.lost(reason, effects),
             SourceInput::Cancelled(reason) => match self.phase {
                 Phase::Setup | Phase::Push | Phase::Switchover => return self.lost(reason, effects),
@@ -160,6 +174,15 @@ impl SourceCore {
             },
         }
         self.advance(now, effects);
+        effects.extend(self.last_word.until().filter(|_| !self.finished).map(SourceEffect::TimerAt));
+    }
+
+    /// Whether an input counts after a lane has ended. Before the hand-over the move has failed already, and only why is
+    /// open: the guest must not be handed over on half a link.
+    fn may_act_on(&self, input: &SourceInput) -> bool {
+        use SourceInput::{Cancelled, ControlEnded, Lost, Said};
+        matches!(input, Said(Message::Abort { .. }) | ControlEnded(_) | Lost(_) | Cancelled(_))
+            || matches!(self.phase, Phase::Pull | Phase::Complete)
     }
 
     /// Whether the destination may ask for pages: once the guest runs there, and while its device state is taken up, which

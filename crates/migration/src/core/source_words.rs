@@ -90,6 +90,10 @@ pub enum SourceInput {
     Mirrored(Sent),
     /// The instant of a [`SourceEffect::TimerAt`] has come.
     Timer,
+    /// A lane has ended, for this reason. Why it did, the destination may be about to say.
+    LaneEnded(String),
+    /// The control connection has ended: the destination says nothing more.
+    ControlEnded(String),
     /// The link is gone, or the destination; or this host can't go on.
     Lost(String),
     /// Nobody wants the move any more.

@@ -3,7 +3,6 @@
 use super::DriverError;
 use crate::report::ClockOffset;
 use serde::{Deserialize, Serialize};
-use std::io::Read;
 use whimbrel_model::Nanos;
 use whimbrel_wire::clock::{Sample, estimate, now};
 use whimbrel_wire::codec::{read_frame, write_frame};
@@ -34,13 +33,23 @@ pub(super) fn say(mut stream: &LinkStream, message: &Message) -> Result<(), Driv
     Ok(write_frame(&mut stream, &spoken, &attachments)?)
 }
 
-/// Hears the next message, for a guest of so many pages and blocks.
+/// Hears messages, for a guest of so many pages and blocks, until nobody wants them (`said` says so) or the connection
+/// ends.
 ///
 /// # Errors
 /// The link failed, or what came is no message.
-pub(super) fn hear(stream: &mut impl Read, pages: u64, blocks: Option<u64>) -> Result<Message, DriverError> {
-    let (spoken, attachments) = read_frame::<Spoken>(stream)?;
-    Ok(Message::from_parts(spoken, attachments, pages, blocks)?)
+pub(super) fn hear(
+    mut stream: &LinkStream,
+    pages: u64,
+    blocks: Option<u64>,
+    said: impl Fn(Message) -> bool,
+) -> Result<(), DriverError> {
+    loop {
+        let (spoken, attachments) = read_frame::<Spoken>(&mut stream)?;
+        if !said(Message::from_parts(spoken, attachments, pages, blocks)?) {
+            return Ok(());
+        }
+    }
 }
 
 /// The source's half of the prelude: the offset of the destination's clock, and its word that it is ready.

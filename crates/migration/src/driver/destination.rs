@@ -5,7 +5,7 @@ use super::disk_lane::{PrefetchJob, Pulled, Puller, connect_to_export, prefetch,
 use super::memory_lane::{Arrival, LaneReceiver};
 use super::setup::Connections;
 use super::watch::WorkWatch;
-use super::{DriverError, in_words};
+use super::{DriverError, FAREWELL, in_words};
 use crate::core::{DestinationCore, DestinationEffect, DestinationInput, Ending};
 use crate::recorder::Recorder;
 use std::collections::VecDeque;
@@ -63,16 +63,25 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
     let (inputs, received) = channel();
     let missing: Arc<OnceLock<Arc<MissingPages>>> = Arc::default();
     let (pages, blocks) = (machine.ram().pages(), volume.as_ref().map(|v| v.blocks()));
-    let sever = [control.severer(), push.severer(), demand.severer()];
+    let sever = [push.severer(), demand.severer()];
     let wants = Arc::clone(&demand);
     for stream in [push, demand] {
         let lane = LaneReceiver { ram: Arc::clone(machine.ram()), stream, missing: Arc::clone(&missing) };
         let (inputs, recorder) = (inputs.clone(), recorder.clone());
         spawn(&inputs.clone(), move || lane.run(&|arrival| hear_arrival(arrival, &inputs, &recorder)));
     }
-    let hearing = Arc::clone(&control);
-    let to_core = inputs.clone();
-    spawn(&inputs, move || hear_messages(&hearing, pages, blocks, &to_core));
+    let (hearing, to_core) = (Arc::clone(&control), inputs.clone());
+    let (alive, heard_all) = channel::<()>();
+    spawn(&inputs, move || {
+        let _alive = alive;
+        match hear(&hearing, pages, blocks, |message| to_core.send(DestinationInput::Said(message)).is_ok()) {
+            Err(error) if error.is_end_of_stream() => {
+                let _ = to_core.send(DestinationInput::ControlEnded(in_words(&error)));
+                Ok(())
+            }
+            ended => ended,
+        }
+    });
     for stream in [disk_push, disk_mirror].into_iter().flatten() {
         let Some(volume) = &volume else { continue };
         let news = DiskNews { inputs: inputs.clone(), recorder: recorder.clone() };
@@ -109,8 +118,18 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
     destination.leave(&ending);
     if !matches!(ending, Ending::Completed) {
         sever.iter().for_each(Severer::sever);
+        bid_farewell(&destination.control, &heard_all);
     }
     Ok(Arrived { ending, handed_over: destination.core.was_handed_over(), watch: destination.watch })
+}
+
+/// Ends the control connection in order: what was said last, why this host gives up, arrives before the end; the source
+/// then ends its side.
+fn bid_farewell(control: &LinkStream, heard_all: &Receiver<()>) {
+    let _ = control.shutdown_write();
+    if heard_all.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+        control.sever();
+    }
 }
 
 /// Starts a thread whose failure ends the move.
@@ -119,23 +138,15 @@ fn spawn(inputs: &Sender<DestinationInput>, work: impl FnOnce() -> Result<(), Dr
     std::thread::spawn(move || {
         if let Err(error) = work() {
             // Nobody listens once the move has ended.
-            let _ = inputs.send(DestinationInput::Lost(in_words(&error)));
+            let _ = inputs.send(lost(&error));
         }
     });
 }
 
-fn hear_messages(
-    mut stream: &LinkStream,
-    pages: u64,
-    blocks: Option<u64>,
-    inputs: &Sender<DestinationInput>,
-) -> Result<(), DriverError> {
-    loop {
-        let message = hear(&mut stream, pages, blocks)?;
-        if inputs.send(DestinationInput::Said(message)).is_err() {
-            return Ok(());
-        }
-    }
+/// What the core hears of a failure on this host.
+fn lost(error: &DriverError) -> DestinationInput {
+    let reason = in_words(error);
+    if error.is_end_of_stream() { DestinationInput::LaneEnded(reason) } else { DestinationInput::Lost(reason) }
 }
 
 fn hear_arrival(arrival: Arrival, inputs: &Sender<DestinationInput>, recorder: &Recorder) {
@@ -175,7 +186,7 @@ impl Pulled for DiskNews {
     }
 
     fn failed(&self, error: DriverError) {
-        let _ = self.inputs.send(DestinationInput::Lost(in_words(&error)));
+        let _ = self.inputs.send(lost(&error));
     }
 }
 
@@ -229,7 +240,7 @@ impl Destination {
             for effect in effects.drain(..) {
                 match self.act(effect) {
                     Ok(answer) => inputs.extend(answer),
-                    Err(error) => inputs.push_back(DestinationInput::Lost(in_words(&error))),
+                    Err(error) => inputs.push_back(lost(&error)),
                 }
             }
         }

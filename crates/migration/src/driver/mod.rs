@@ -31,6 +31,9 @@ pub use setup::{Connections, Opening, accept_roles, connect_roles};
 pub use source::{Left, SourceParts, run_source};
 pub use watch::WorkWatch;
 
+/// How long listeners may take to see the other side's end before the link is cut.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Why a host can't go on with a move.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
@@ -55,6 +58,29 @@ pub enum DriverError {
     /// The other side did what the protocol excludes.
     #[error("the other host broke the protocol: {0}")]
     Protocol(String),
+}
+
+impl DriverError {
+    /// Whether a connection has ended, by a cut or because the other side closed it: the cause lies elsewhere.
+    fn is_end_of_stream(&self) -> bool {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+        use whimbrel_memory::MemoryError;
+        use whimbrel_nbd::NbdError;
+        use whimbrel_wire::WireError;
+        match self {
+            DriverError::Io(error)
+            | DriverError::Wire(WireError::Io(error))
+            | DriverError::Nbd(NbdError::Io(error))
+            | DriverError::Memory(MemoryError::Kernel { source: error, .. }) => {
+                matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
+            }
+            DriverError::Wire(error) => matches!(error, WireError::Closed | WireError::Truncated { .. }),
+            DriverError::Nbd(error) => matches!(error, NbdError::Closed { .. }),
+            DriverError::Memory(_) | DriverError::Decode(_) | DriverError::Machine(_) | DriverError::Protocol(_) => {
+                false
+            }
+        }
+    }
 }
 
 /// The chain of an error's causes in one line.

@@ -5,7 +5,7 @@ use super::disk_lane::{DiskJob, DiskSender, serve_pulls};
 use super::memory_lane::{LaneJob, LaneSender};
 use super::mirror_lane::MirrorLane;
 use super::setup::Connections;
-use super::{DriverError, in_words};
+use super::{DriverError, FAREWELL, in_words};
 use crate::commands::MoveSpec;
 use crate::core::{DiskPlan, Ending, Limits, Progress, SourceCore, SourceEffect, SourceInput, SourcePlan, Written};
 use crate::recorder::Recorder;
@@ -29,9 +29,6 @@ const FIXED_COST: Nanos = Nanos(500_000);
 
 /// Between two reports of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
-
-/// How long listeners may take to see the other side's end before the link is cut.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What the source needs to move a guest.
 pub struct SourceParts<'a> {
@@ -160,7 +157,7 @@ impl Lanes {
         let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror } = connections;
         let ram = machine.ram();
         let (pages, blocks) = (ram.pages(), volume.as_ref().map(|v| v.blocks()));
-        let mut sever = vec![control.severer(), push.severer(), demand.severer()];
+        let mut sever = vec![push.severer(), demand.severer()];
         // The guest may wait for it: it must not wait for a host that is gone.
         sever.extend(disk_mirror.iter().map(AsyncLinkStream::severer));
         let told = inputs.clone();
@@ -177,7 +174,15 @@ impl Lanes {
         let to_core = inputs.clone();
         spawn(inputs, &alive, move |_| hear_wants(&wants, pages, &to_core));
         let (hearing, to_core) = (Arc::clone(&control), inputs.clone());
-        spawn(inputs, &alive, move |_| hear_messages(&hearing, pages, blocks, &to_core));
+        spawn(inputs, &alive, move |_| {
+            match hear(&hearing, pages, blocks, |message| to_core.send(SourceInput::Said(message)).is_ok()) {
+                Err(error) if error.is_end_of_stream() => {
+                    let _ = to_core.send(SourceInput::ControlEnded(in_words(&error)));
+                    Ok(())
+                }
+                ended => ended,
+            }
+        });
         let mut disk = None;
         if let (Some(volume), Some(to_push), Some(to_pull)) = (volume, disk_push, disk_pull) {
             let (jobs, to_do) = tokio::sync::mpsc::unbounded_channel();
@@ -187,7 +192,7 @@ impl Lanes {
             runtime.spawn(async move {
                 let sent = |job, sent| drop(told.send(SourceInput::Sent { family: Family::Disk, job, sent }));
                 if let Err(error) = sender.run(to_push, to_do, sent).await {
-                    let _ = to_core.send(SourceInput::Lost(in_words(&error)));
+                    let _ = to_core.send(lost(&error));
                 }
             });
             for (stream, demanded) in [(Some(to_pull), true), (disk_prefetch, false)] {
@@ -205,10 +210,15 @@ impl Lanes {
         self.push = None;
         self.demand = None;
         self.disk = None;
-        // The other side's listener ends at this, and with it its side of the connection, at which ours ends.
-        let _ = self.control.shutdown_write();
-        if by_force || self.running.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+        if by_force {
             self.sever.iter().for_each(Severer::sever);
+        }
+        // The other side's listener ends at this, and with it its side of the connection, at which ours ends. What was
+        // said last, why this host gives up, arrives before.
+        let _ = self.control.shutdown_write();
+        if self.running.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+            self.sever.iter().for_each(Severer::sever);
+            self.control.sever();
         }
     }
 }
@@ -224,7 +234,7 @@ fn spawn(
         let sent = |job, sent| drop(inputs.send(SourceInput::Sent { family: Family::Memory, job, sent }));
         if let Err(error) = work(&sent) {
             // Nobody listens once the move has ended.
-            let _ = inputs.send(SourceInput::Lost(in_words(&error)));
+            let _ = inputs.send(lost(&error));
         }
         drop(alive);
     });
@@ -243,18 +253,10 @@ fn hear_wants(mut stream: &LinkStream, pages: u64, inputs: &Sender<SourceInput>)
     }
 }
 
-fn hear_messages(
-    mut stream: &LinkStream,
-    pages: u64,
-    blocks: Option<u64>,
-    inputs: &Sender<SourceInput>,
-) -> Result<(), DriverError> {
-    loop {
-        let message = hear(&mut stream, pages, blocks)?;
-        if inputs.send(SourceInput::Said(message)).is_err() {
-            return Ok(());
-        }
-    }
+/// What the core hears of a failure on this host.
+fn lost(error: &DriverError) -> SourceInput {
+    let reason = in_words(error);
+    if error.is_end_of_stream() { SourceInput::LaneEnded(reason) } else { SourceInput::Lost(reason) }
 }
 
 /// The core with all that it acts on.
@@ -311,7 +313,7 @@ impl Source {
             for effect in effects.drain(..) {
                 match self.act(effect) {
                     Ok(answer) => inputs.extend(answer),
-                    Err(error) => inputs.push_back(SourceInput::Lost(in_words(&error))),
+                    Err(error) => inputs.push_back(lost(&error)),
                 }
             }
         }

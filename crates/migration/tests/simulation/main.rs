@@ -3,12 +3,14 @@
 //!
 //! Every failure prints the seed that repeats it. `WHIMBREL_SEED` runs one seed, `WHIMBREL_SEEDS` that many.
 
+mod faults;
 mod guest;
 mod world;
 
+use faults::{Fault, Verdict};
 use whimbrel_disk::DiskChoice;
 use whimbrel_memory::MemoryChoice;
-use world::{Fault, Verdict, World};
+use world::World;
 
 /// Seeds of a test run, spread over all pairs of a memory and a disk strategy, with and without faults.
 const SEEDS: u64 = 20_000;

@@ -1,5 +1,6 @@
 //! The event queue: two cores, four lanes, one guest, and what breaks.
 
+use crate::faults::{Fault, Verdict};
 use crate::guest::Units;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -20,47 +21,10 @@ use whimbrel_wire::Message;
 const PAGES: u64 = 600;
 const BLOCKS: u64 = 400;
 const BLOCK_BYTES: u64 = 4096;
+const DISK_FULL: &str = "the disk is full";
+const LANE_ENDED: &str = "a lane ended";
 /// No migration of so small a guest takes longer, whatever stalls.
 const END_OF_TIME: Nanos = Nanos(600_000_000_000);
-
-/// What breaks, and when, counted in events.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fault {
-    None,
-    /// The link breaks for good at this event.
-    Cut(u64),
-    /// The link stalls at this event for so many nanoseconds.
-    Stall(u64, u64),
-    /// Whoever wanted the move gives it up at this event.
-    Cancel(u64),
-    /// The destination can't go on at this event.
-    DestinationFails(u64),
-    /// The engine loses one unit: not a fault of the world, but of ours; the check has to see it.
-    DropOneUnit,
-}
-
-impl Fault {
-    pub fn from_seed(seed: u64) -> Self {
-        let mut rng = Rng::new(seed ^ 0xfa17);
-        let at = rng.below(400);
-        match rng.below(5) {
-            0 => Fault::None,
-            1 => Fault::Cut(at),
-            2 => Fault::Stall(at, rng.below(3_000_000_000)),
-            3 => Fault::Cancel(at),
-            _ => Fault::DestinationFails(at),
-        }
-    }
-}
-
-/// How the whole ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Completed,
-    Aborted,
-    Lost,
-    Undecided,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Lane {
@@ -109,7 +73,10 @@ enum Happening {
     },
     /// The guest does something.
     Guest,
-    Break,
+    /// The lanes end, and with `control` so does the link.
+    Break {
+        control: bool,
+    },
 }
 
 struct Scheduled {
@@ -146,7 +113,10 @@ pub struct World {
     pages: Units<Page>,
     blocks: Option<Units<Block>>,
     lane_free: BTreeMap<Lane, Nanos>,
+    /// Whether control gets through.
     link_up: bool,
+    /// Whether pages and blocks do.
+    lanes_up: bool,
     fault: Fault,
     bytes_per_ns: f64,
     delay: Nanos,
@@ -224,6 +194,7 @@ impl World {
             blocks,
             lane_free: BTreeMap::new(),
             link_up: true,
+            lanes_up: true,
             fault,
             runs_at_source: true,
             runs_at_destination: false,
@@ -304,7 +275,11 @@ impl World {
 
     fn break_something(&mut self) {
         match self.fault {
-            Fault::Cut(at) if at == self.events => self.after(0, Happening::Break),
+            Fault::Cut(at, later) if at == self.events => {
+                self.after(0, Happening::Break { control: false });
+                self.after(later, Happening::Break { control: true });
+            }
+            Fault::CutLanes(at) if at == self.events => self.after(0, Happening::Break { control: false }),
             Fault::Stall(at, ns) if at == self.events => {
                 for lane in [Lane::Push, Lane::Demand, Lane::Disk, Lane::Prefetch, Lane::ToDestination, Lane::ToSource]
                 {
@@ -316,14 +291,17 @@ impl World {
                 self.tell_source(SourceInput::Cancelled("nobody waits for it".to_owned()));
             }
             Fault::DestinationFails(at) if at == self.events => {
-                self.tell_destination(DestinationInput::Lost("the disk is full".to_owned()));
-                self.after(0, Happening::Break);
+                self.tell_destination(DestinationInput::Lost(DISK_FULL.to_owned()));
+                self.after(0, Happening::Break { control: false });
             }
             _ => {}
         }
     }
 
     fn happen(&mut self, what: Happening) {
+        if !self.gets_through(&what) {
+            return;
+        }
         match what {
             Happening::Source(SourceInput::Timer) => {
                 if self.source_timer.is_some_and(|at| at <= self.now) {
@@ -349,28 +327,33 @@ impl World {
             Happening::Prefetches { job, blocks, limit } => self.prefetched(job, &blocks, limit),
             Happening::PrefetchAnswered { job, units } => {
                 self.arrive(Family::Disk, &units, None);
-                if self.link_up {
+                if self.lanes_up {
                     self.tell_destination(DestinationInput::Fetched { job });
                 }
             }
             Happening::Guest => self.guest(),
-            Happening::Break => self.link_breaks(),
+            Happening::Break { control } => self.link_breaks(control),
         }
     }
 
     /// Whether the device state can't be taken up before a page has come.
     fn load_waits(&self) -> bool {
-        self.link_up && self.load_touches.is_some_and(|page| self.pages.missing.contains(page))
+        self.lanes_up && self.load_touches.is_some_and(|page| self.pages.missing.contains(page))
     }
 
-    fn link_breaks(&mut self) {
-        self.link_up = false;
-        self.tell_source(SourceInput::Lost("the link broke".to_owned()));
-        self.tell_destination(DestinationInput::Lost("the link broke".to_owned()));
+    fn link_breaks(&mut self, control: bool) {
+        self.lanes_up = false;
+        self.tell_source(SourceInput::LaneEnded(LANE_ENDED.to_owned()));
+        self.tell_destination(DestinationInput::LaneEnded(LANE_ENDED.to_owned()));
+        if control {
+            self.link_up = false;
+            self.tell_source(SourceInput::ControlEnded("the link broke".to_owned()));
+            self.tell_destination(DestinationInput::ControlEnded("the link broke".to_owned()));
+        }
     }
 
     fn depart(&mut self, family: Family, job: u64, runs: &[Run], lane: Lane, limit: Option<ByteRate>) {
-        if !self.link_up {
+        if !self.lanes_up {
             return;
         }
         let mut sent = Sent::default();
@@ -415,7 +398,7 @@ impl World {
     }
 
     fn arrive(&mut self, family: Family, units: &[(u64, u32)], acknowledge: Option<(u64, Sent)>) {
-        if !self.link_up {
+        if !self.lanes_up {
             return;
         }
         // As the real volume does: once the guest is expected, only what is missing is stored.
@@ -445,7 +428,7 @@ impl World {
     }
 
     fn pulled(&mut self, block: u64) {
-        if !self.link_up {
+        if !self.lanes_up {
             return;
         }
         let extent = Extent { start: block, count: 1 };
@@ -458,7 +441,7 @@ impl World {
     /// Blocks are read for a prefetch: all at once, and not in the order of the guest's own requests.
     fn prefetched(&mut self, job: u64, blocks: &[u64], limit: Option<ByteRate>) {
         let mut units = Vec::new();
-        if !self.link_up {
+        if !self.lanes_up {
             return;
         }
         for &block in blocks {
@@ -487,10 +470,10 @@ impl World {
             match (&mut self.blocks, on_disk) {
                 (Some(blocks), true) => {
                     blocks.write_at_source(unit);
-                    if let (Some((_, copied)), false) = (&mut self.mirror, self.link_up) {
+                    if let (Some((_, copied)), false) = (&mut self.mirror, self.lanes_up) {
                         copied.remove(unit);
                     }
-                    if let Some((mirroring, copied)) = self.mirror.as_mut().filter(|_| self.link_up) {
+                    if let Some((mirroring, copied)) = self.mirror.as_mut().filter(|_| self.lanes_up) {
                         // Its lane is the pushes' lane: what is read later arrives later.
                         blocks.written.remove(unit);
                         if *mirroring == Mirroring::All || copied.contains(unit) {
@@ -604,10 +587,19 @@ impl World {
         }
     }
 
-    /// What was on the link when it broke never arrives.
     fn deliver(&mut self, at: Nanos, what: Happening) {
-        if self.link_up {
+        if self.gets_through(&what) {
             self.schedule(at, what);
+        }
+    }
+
+    /// What is on the link when it breaks never arrives.
+    fn gets_through(&self, what: &Happening) -> bool {
+        match what {
+            Happening::Source(SourceInput::Said(_)) | Happening::Destination(DestinationInput::Said(_)) => self.link_up,
+            Happening::Source(SourceInput::Fetch(_) | SourceInput::Sent { family: Family::Disk, .. })
+            | Happening::Destination(DestinationInput::BarrierArrived) => self.lanes_up,
+            _ => true,
         }
     }
 
@@ -623,9 +615,6 @@ impl World {
     }
 
     fn tell_destination(&mut self, input: DestinationInput) {
-        if !self.link_up && !matches!(input, DestinationInput::Lost(_)) {
-            return;
-        }
         let mut effects = Vec::new();
         self.destination.on(self.now, input, &mut effects);
         for effect in effects {
@@ -678,6 +667,11 @@ impl World {
     }
 
     pub fn check(&self, verdict: Verdict) -> Result<(), String> {
+        if let (Fault::DestinationFails(_), Some(Ending::Aborted { reason })) = (self.fault, &self.source_ending)
+            && reason == LANE_ENDED
+        {
+            return Err("the source did not learn why the destination gave up".to_owned());
+        }
         let at_destination = match verdict {
             Verdict::Completed => true,
             Verdict::Aborted | Verdict::Undecided => false,
