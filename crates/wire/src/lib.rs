@@ -31,7 +31,7 @@ pub mod version;
 pub use bucket::{Bucket, Class};
 pub use error::WireError;
 pub use hello::{Hello, Refusal, RefusalCode, Role, SessionId, Token};
-pub use link::{AsyncLinkStream, LinkReadHalf, LinkStream, LinkWriteHalf, Severer};
+pub use link::{AsyncLinkStream, LinkReadHalf, LinkStream, LinkWriteHalf, SILENCE, Severer};
 pub use message::Message;
 pub use nic::{LinkUse, Nic};
 pub use page_frames::Frame;

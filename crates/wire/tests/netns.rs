@@ -1,13 +1,14 @@
 //! Two real network namespaces: the kernel's rate holds, children run inside, and nothing stays behind.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use whimbrel_model::ByteRate;
 use whimbrel_wire::netns::{End, Namespaces, available, connect_in, remove_stale, within};
-use whimbrel_wire::{Class, LinkStream, Nic, WireError};
+use whimbrel_wire::{Class, LinkStream, Nic, SILENCE, WireError};
 
 /// Namespaces for a test; `None`, and a word on it, where there can't be any.
 fn namespaces(rate: Option<ByteRate>, prefix: &str) -> Option<Namespaces> {
@@ -84,4 +85,70 @@ fn a_failed_step_leaves_nothing_behind() {
     assert!(matches!(&error, WireError::Command { command, .. } if command.contains("tbf")), "{error}");
     let left = std::fs::read_dir("/run/netns").unwrap().filter_map(Result::ok);
     assert_eq!(left.filter(|name| name.file_name().to_string_lossy().starts_with("wtest-fail")).count(), 0);
+}
+
+/// Two ends of a connection between the namespaces.
+fn connected(namespaces: &Namespaces) -> (LinkStream, LinkStream) {
+    let (source, destination) = (namespaces.name(End::Source), namespaces.name(End::Destination));
+    let listener = within(&destination, || TcpListener::bind((End::Destination.address(), 0))).unwrap();
+    let near = connect_in(&source, listener.local_addr().unwrap()).unwrap();
+    let over = |tcp| LinkStream::over(tcp, &Nic::unlimited(), Class::Bulk).unwrap();
+    (over(near), over(listener.accept().unwrap().0))
+}
+
+/// Lets every packet of both ends vanish, or none: they go to a card that isn't there, and nobody is told.
+fn lose_everything(namespaces: &Namespaces, lose: bool) {
+    for (end, other) in [(End::Source, End::Destination), (End::Destination, End::Source)] {
+        let [program, arguments @ ..] = namespaces.command_prefix(end);
+        let address = other.address().to_string();
+        let change: &[&str] = match lose {
+            true => &["replace", &address, "lladdr", "02:00:00:00:00:99", "dev", "whimbrel0", "nud", "permanent"],
+            false => &["del", &address, "dev", "whimbrel0"],
+        };
+        let changed = Command::new(&program).args(&arguments).args(["ip", "neighbour"]).args(change).status().unwrap();
+        assert!(changed.success());
+    }
+}
+
+/// One end writes without an end, and nobody may notice that nothing arrives: what comes at the other is counted.
+fn flow(namespaces: &Namespaces) -> (Receiver<&'static str>, Receiver<()>) {
+    let (near, mut far) = connected(namespaces);
+    let (ended, ends) = channel();
+    let (came, comes) = channel();
+    let told = ended.clone();
+    std::thread::spawn(move || {
+        while (&near).write_all(&[7; 4096]).is_ok() {}
+        let _ = told.send("the writer");
+    });
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while far.read_exact(&mut piece).is_ok() {
+            let _ = came.send(());
+        }
+        let _ = ended.send("the reader");
+    });
+    (ends, comes)
+}
+
+#[test]
+fn a_link_that_loses_every_packet_ends_and_one_that_stalls_for_half_a_minute_goes_on() {
+    if std::env::var_os("WHIMBREL_FULL").is_none() {
+        eprintln!("SKIPPED: links that lose every packet take minutes: with --full");
+        return;
+    }
+    let Some(stalls) = namespaces(Some(ByteRate(1e6)), "wtest-stall") else { return };
+    let Some(lost) = namespaces(Some(ByteRate(1e6)), "wtest-lost") else { return };
+    let ((stall_ends, stall_comes), (lost_ends, lost_comes)) = (flow(&stalls), flow(&lost));
+    for comes in [&stall_comes, &lost_comes] {
+        comes.recv().unwrap();
+    }
+    lose_everything(&stalls, true);
+    lose_everything(&lost, true);
+    assert_eq!(stall_ends.recv_timeout(SILENCE / 2), Err(RecvTimeoutError::Timeout), "half a minute is lived through");
+    lose_everything(&stalls, false);
+    stall_comes.try_iter().for_each(drop);
+    stall_comes.recv_timeout(SILENCE).expect("what had stalled goes on");
+    let mut both = [lost_ends.recv_timeout(2 * SILENCE).unwrap(), lost_ends.recv_timeout(2 * SILENCE).unwrap()];
+    both.sort_unstable();
+    assert_eq!(both, ["the reader", "the writer"], "both ends of a lost link end");
 }
