@@ -2,6 +2,9 @@
 
 #[path = "energy/commands.rs"]
 mod commands;
+#[path = "energy/hosts.rs"]
+mod hosts;
+mod support;
 #[path = "energy/tree.rs"]
 mod tree;
 
@@ -21,7 +24,7 @@ fn a_counter_that_moves_and_wraps_is_read_in_whole_steps() {
     tree.package(0, 262_143_328_850 - 300_000, 262_143_328_850);
     let moving = tree.keep_moving(100_000);
     let reading = read(&["--energy-root", tree.path()]);
-    let steps = moving.stop();
+    let steps = moving.stop().steps;
     assert_eq!(
         (&reading["kind"], &reading["why"], &reading["meter"]),
         (&"measured".into(), &Value::Null, &"powercap".into())
@@ -135,7 +138,10 @@ fn a_model_is_called_one_in_every_row_and_in_the_title() {
     assert_eq!((&none[0]["energy"]["kind"], &none[0]["energy"]["gross_uj"]), (&Value::Null, &Value::Null));
     assert!(none[0]["energy"]["why"].as_str().unwrap().contains("class/powercap"));
     assert!(report(&folder).contains("No energy in any row: command: "));
-    let (modelled, folder) = rows(&[&root[..], &["--set", "energy.model=defaults"]].concat());
+    // A batch of ten moves, there and back, is one sample.
+    let batch = ["--set", "energy.model=defaults", "--set", "guest.trips=10", "--set", "energy.after=100 ms"];
+    let (modelled, folder) = rows(&[&root[..], &batch].concat());
+    assert_eq!(modelled.len(), 10);
     for row in &modelled {
         let energy = &row["energy"];
         assert_eq!((&energy["kind"], &energy["shared_package"]), (&"modelled".into(), &false.into()));
@@ -147,7 +153,7 @@ fn a_model_is_called_one_in_every_row_and_in_the_title() {
     let summary: Value =
         serde_json::from_str(&std::fs::read_to_string(folder.path().join("out/summary.json")).unwrap()).unwrap();
     assert_eq!(summary["energy_kind"], "modelled");
-    // Both trips of the trial are one sample.
+    // All trips of the trial are one sample.
     assert_eq!(summary["cells"][0]["metrics"]["energy.gross_uj"]["n"], 1);
-    assert_eq!(summary["cells"][0]["metrics"]["total_ns"]["n"], 2);
+    assert_eq!(summary["cells"][0]["metrics"]["total_ns"]["n"], 10);
 }

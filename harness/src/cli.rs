@@ -182,11 +182,31 @@ pub enum EnergyCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Write what a guest fetched from the host it had left, out of a run's events, as a fault trace for jettison
+    Trace(TraceOptions),
     /// Compute what a host saves that sleeps while its idle guest is elsewhere: a partial migration against a full one
     Jettison(Box<JettisonOptions>),
 }
 
+/// Of which trip the trace is.
+#[derive(Clone, Debug, Args)]
+pub struct TraceOptions {
+    /// The run's folder
+    pub run: PathBuf,
+    /// The cell; otherwise the first whose guest fetched something
+    #[arg(long)]
+    pub cell: Option<String>,
+    /// The trial; otherwise the first, likewise
+    #[arg(long)]
+    pub trial: Option<u32>,
+}
+
 /// A home host's states, what is moved, and the trace.
+///
+/// The trace is a CSV file, as `whimbrel energy trace` writes it: the line `at_ns,bytes`, then a line for each time that the
+/// guest asked for what it had left behind: nanoseconds since it left (whole, never falling) and bytes sent for it (whole).
+/// Empty lines, and those that begin with #, say nothing. The powers and times are those of your host: no default would be
+/// anyone's.
 #[derive(Clone, Debug, Args)]
 pub struct JettisonOptions {
     /// The fault trace: the line at_ns,bytes, then a line a fault, in order of time since the guest left

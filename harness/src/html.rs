@@ -1,10 +1,12 @@
 //! `report.html`: one file, no network, no script; light and dark, and on paper.
 
 mod charts;
+mod energy;
 
 use crate::display::{outcome_word, verdict_word};
 use crate::environment::Environment;
 use crate::experiment::Experiment;
+use crate::laws::number;
 use crate::row::Row;
 use crate::summary::{CellSummary, Summary};
 use charts::{Bar, Line, Strip, bars, data_link, figure, lines, strips};
@@ -13,7 +15,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use whimbrel_migration::metrics::{self, METRICS};
 use whimbrel_migration::report::{EnergyKind, Outcome, Verdict};
-use whimbrel_model::quantity;
 use whimbrel_model::{Bytes, Nanos};
 
 /// The metrics of the summary table: heading, path, unit, and what one of it is in the row's unit.
@@ -44,6 +45,7 @@ pub fn report(experiment: &Experiment, environment: &Environment, summary: &Summ
     page.push_str(&opening(experiment, environment, summary, rows));
     page.push_str(&table(summary));
     page.push_str(&figures(summary, rows));
+    page.push_str(&energy::section(summary, rows));
     page.push_str(&all_rows(rows));
     page.push_str(&rounds(rows));
     page.push_str(&background(experiment, environment));
@@ -216,19 +218,6 @@ fn numeric_factor(summary: &Summary) -> Option<String> {
         all && values.len() >= 3
     };
     keys.into_iter().find(numeric).cloned()
-}
-
-/// The number that a varied value stands for: sizes in MiB, rates in MiB/s, durations in ms.
-fn number(value: &Value) -> Option<f64> {
-    match value {
-        Value::Number(number) => number.as_f64(),
-        Value::String(text) => {
-            let size = quantity::size(text).map(|b| b.0 as f64 / 1048576.0);
-            let rate = quantity::rate(text).map(|r| r.0 / 1048576.0);
-            size.or(rate).or_else(|_| quantity::duration(text).map(|t| t.0 as f64 / 1e6)).ok()
-        }
-        _ => None,
-    }
 }
 
 fn series(summary: &Summary, factor: &str, path: &str) -> Vec<Line> {

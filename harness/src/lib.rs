@@ -20,6 +20,7 @@ pub mod families;
 pub mod folder;
 pub mod html;
 pub mod interrupt;
+pub mod laws;
 pub mod row;
 pub mod run_loop;
 pub mod summary;

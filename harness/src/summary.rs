@@ -6,6 +6,7 @@
 //! migrations there and back rises above the meter's noise.
 
 use crate::experiment::Experiment;
+use crate::laws;
 use crate::row::Row;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -33,6 +34,8 @@ pub struct Summary {
     pub energy_kind: Option<EnergyKind>,
     /// Completed rows whose energies are of the other kind, and so left out.
     pub energy_left_out: usize,
+    /// Laws of the energy overhead, fitted to the energies that are summed up; empty without any.
+    pub energy_laws: Vec<Value>,
     /// The cells, in the experiment's order.
     pub cells: Vec<CellSummary>,
 }
@@ -120,6 +123,9 @@ impl Summary {
             bootstrap_seed: experiment.seed,
             interrupted,
             energy_kind,
+            energy_laws: energy_kind.map_or_else(Vec::new, |kind| {
+                laws::overheads(&laws::of_kind(rows, kind)).iter().map(laws::Fitted::data).collect()
+            }),
             energy_left_out: if measured > 0 { modelled } else { 0 },
             cells: cells.collect(),
         }

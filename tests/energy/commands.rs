@@ -41,10 +41,15 @@ fn a_law_is_fitted_and_says_of_what() {
     let output = whimbrel(&["energy", "fit", &kept(), "--json"]);
     let fit: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(fit["kind"], "modelled");
-    for law in ["strunk", "liu"] {
-        let law = &fit["laws"][law];
+    let laws = fit["laws"].as_array().unwrap();
+    let over = |law: &Value| law["over"].as_str().map(str::to_owned);
+    assert_eq!(
+        laws.iter().map(over).collect::<Vec<_>>(),
+        [None, None, Some("guest.ram".to_owned()), Some("link.rate".to_owned())]
+    );
+    for (law, cells) in laws.iter().zip([7, 7, 4, 4]) {
         assert!((0.0..=1.0).contains(&law["r_squared"].as_f64().unwrap()), "{law}");
-        assert_eq!(law["held_out"].as_object().unwrap().len(), 7, "each cell is held out once: {law}");
+        assert_eq!(law["held_out"].as_object().unwrap().len(), cells, "each cell is held out once: {law}");
     }
 }
 
@@ -78,4 +83,27 @@ fn a_trace_that_is_none_is_refused_with_its_line() {
         assert_eq!(output.status.code(), Some(2), "{message}");
         assert!(message.contains(&format!("trace.csv{line}")), "{message}");
     }
+}
+
+/// A guest that moves by post-copy fetches what it left behind: its recorded faults are a trace that jettison reads.
+#[test]
+fn a_run_gives_the_trace_that_jettison_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("pull.toml"), folder.path().join("out"));
+    let experiment = "trials = 1\nverify = false\n[guest]\nram = \"16 MiB\"\n[link]\nrate = \"20 MiB/s\"\n[workload]\n\
+        use = \"memory-intensive\"\npattern = \"uniform\"\nrate = \"8 MiB/s\"\n[memory]\nschedule = \"post-copy\"\n";
+    std::fs::write(&file, experiment).unwrap();
+    let [file, out] = [file, out].map(|path| path.to_str().unwrap().to_owned());
+    let run = whimbrel(&["run", &file, "--out", &out]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let row: Value = serde_json::from_str(&std::fs::read_to_string(format!("{out}/trials.jsonl")).unwrap()).unwrap();
+    assert!(row["memory_faults"]["count"].as_u64().unwrap() > 0, "the guest fetched nothing: {row}");
+    let trace = String::from_utf8(whimbrel(&["energy", "trace", &out]).stdout).unwrap();
+    let faults = whimbrel_energy::power_states::read_trace(&trace).unwrap();
+    assert!(!faults.is_empty() && faults.iter().all(|fault| fault.bytes > 0), "{trace}");
+    assert!(faults.iter().all(|fault| fault.at.as_nanos() <= u128::from(row["total_ns"].as_u64().unwrap())));
+    assert_eq!(jettison(&trace).status.code(), Some(0));
+    let output = whimbrel(&["energy", "trace", &kept()]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && message.contains("events.jsonl"), "{message}");
 }

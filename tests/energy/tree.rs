@@ -42,24 +42,43 @@ impl Tree {
         write("energy_uj", format!("{uj}\n"));
     }
 
+    /// Makes what says how fast and how hot a processor is.
+    pub fn conditions(&self, khz: u64, millidegrees: u64) {
+        let write = |path: &str, text: String| {
+            let path = self.folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", format!("{khz}\n"));
+        write("class/thermal/thermal_zone2/type", "x86_pkg_temp\n".to_owned());
+        write("class/thermal/thermal_zone2/temp", format!("{millidegrees}\n"));
+    }
+
     /// Moves the counter of package 0 on by so much, again and again.
     pub fn keep_moving(&self, step_uj: u64) -> Moving {
+        self.keep_moving_with(move || step_uj)
+    }
+
+    /// Moves the counter of package 0 on, again and again, by what the function says.
+    pub fn keep_moving_with(&self, mut step_uj: impl FnMut() -> u64 + Send + 'static) -> Moving {
         let zone = self.zone(0);
         let number = |name: &str| std::fs::read_to_string(zone.join(name)).unwrap().trim().parse::<u64>().unwrap();
         let (mut uj, range_uj) = (number("energy_uj"), number("max_energy_range_uj"));
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let mut steps = 0;
+            let mut moved = Moved::default();
             while !stopped.load(Ordering::SeqCst) {
+                let step_uj = step_uj();
                 uj = (uj + step_uj) % range_uj;
                 // In one go, as the kernel's files change.
                 std::fs::write(zone.join("next"), format!("{uj}\n")).unwrap();
                 std::fs::rename(zone.join("next"), zone.join("energy_uj")).unwrap();
-                steps += 1;
+                moved.steps += 1;
+                moved.uj += step_uj;
                 std::thread::sleep(STEP);
             }
-            steps
+            moved
         });
         Moving { stop, thread }
     }
@@ -68,12 +87,21 @@ impl Tree {
 /// A counter that moves.
 pub struct Moving {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<u64>,
+    thread: JoinHandle<Moved>,
+}
+
+/// How far a counter was moved.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moved {
+    /// In so many steps.
+    pub steps: u64,
+    /// By so many microjoules.
+    pub uj: u64,
 }
 
 impl Moving {
-    /// Ends it; how many steps it made.
-    pub fn stop(self) -> u64 {
+    /// Ends it; how far it came.
+    pub fn stop(self) -> Moved {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()
     }

@@ -1,11 +1,15 @@
 //! Which meter this host has: the first of the registry that opens and whose counters move.
 //!
 //! A counter that exists says little: virtual machines show some that never move, and zero joules would be a lie. So a meter
-//! is taken only after its counters were seen to move while a processor was kept busy.
+//! is taken only after its counters were seen to move while a processor was kept busy. That is done once for a host's agent
+//! ([`reopen`]), not for each trial: it takes a core for as long as the slowest counter needs, at most a fifth of a second.
 
-use crate::counter::{Counter, PATIENCE};
+use crate::copies::Copies;
+use crate::counter::{Counter, patience};
+use crate::host::HostMeter;
 use crate::meter::{DomainKind, Meter, Place, Unmeasured, counted};
 use crate::meters::METERS;
+use crate::sampler::read;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use whimbrel_model::{Entry, Nanos};
@@ -22,7 +26,7 @@ pub struct Chosen {
     pub name: &'static str,
     /// The meter.
     pub meter: Box<dyn Meter>,
-    /// Domains that it has and that never move, with what was seen of them.
+    /// Domains that it has and that never move, or are others' copies, with what was seen of them.
     pub absent: BTreeMap<String, String>,
 }
 
@@ -53,8 +57,11 @@ fn none(why: &[String]) -> Unmeasured {
     Unmeasured::because(why.join("; "))
 }
 
-/// The first meter of a host that works, or the one named `meter`. Keeps a processor busy for a fifth of a second for each
-/// meter that opens.
+/// While it is seen whether counters move, they are read at least so often: copies show in several looks alone.
+const LOOKS: usize = 8;
+
+/// The first meter of a host that works, or the one named `meter`. Keeps a processor busy until all counters of a meter have
+/// moved, for a fifth of a second where one doesn't.
 ///
 /// # Errors
 /// None works; the reason says why of each.
@@ -69,22 +76,33 @@ pub fn choose(place: &Place, meter: Option<&str>, clock: Clock) -> Result<Chosen
     Err(none(&why))
 }
 
+/// A meter that [`choose`] has accepted before, without seeing again that its counters move: what it reads must be the same.
+///
+/// # Errors
+/// It doesn't open any more, or has other domains now.
+pub fn reopen(place: &Place, known: &HostMeter) -> Result<Box<dyn Meter>, Unmeasured> {
+    let entry = METERS.find(&known.meter).map_err(|e| Unmeasured::because(e.to_string()))?;
+    let meter = (entry.build)(place)?;
+    if meter.domains() == known.domains {
+        Ok(meter)
+    } else {
+        Err(Unmeasured::because(format!("{} has other domains than before", known.meter)))
+    }
+}
+
 /// A meter whose counters move, and its domains that don't, with what was seen of them.
-type Accepted = (Box<dyn Meter>, BTreeMap<String, String>);
+pub(crate) type Accepted = (Box<dyn Meter>, BTreeMap<String, String>);
 
 /// Sees whether a meter's counters move.
-fn accept(mut meter: Box<dyn Meter>, clock: Clock) -> Result<Accepted, Unmeasured> {
+pub(crate) fn accept(mut meter: Box<dyn Meter>, clock: Clock) -> Result<Accepted, Unmeasured> {
     let mut counters: Vec<Counter> = meter.domains().iter().map(Counter::new).collect();
+    let mut copies = Copies::default();
+    let patience = meter.domains().iter().map(|d| patience(d.kind)).max().unwrap_or_default();
     let began = clock();
-    // A wall meter says something once a second or so.
-    let patience =
-        if meter.domains().iter().any(|d| d.kind == DomainKind::Host) { Nanos(5_000_000_000) } else { PATIENCE };
-    loop {
-        let now = clock();
-        add(&mut *meter, &mut counters, now);
-        let waited = now.since(began);
+    for look in 1.. {
+        let now = add(&mut *meter, &mut counters, &mut copies, clock);
         let moving = counters.iter().all(|c| c.total().is_ok());
-        if waited > patience || (moving && waited >= PATIENCE) {
+        if now.since(began) > patience || (moving && look >= LOOKS) {
             break;
         }
         let busy_until = now.plus(Nanos::from(EVERY));
@@ -92,8 +110,8 @@ fn accept(mut meter: Box<dyn Meter>, clock: Clock) -> Result<Accepted, Unmeasure
             std::hint::spin_loop();
         }
     }
+    let mut absent = copies.found(meter.domains(), &counters);
     let counts = counted(meter.domains());
-    let mut absent = BTreeMap::new();
     for ((domain, counter), counted) in meter.domains().iter().zip(&counters).zip(counts) {
         match counter.total() {
             Ok(_) => {}
@@ -106,8 +124,34 @@ fn accept(mut meter: Box<dyn Meter>, clock: Clock) -> Result<Accepted, Unmeasure
     Ok((meter, absent))
 }
 
-fn add(meter: &mut dyn Meter, counters: &mut [Counter], now: Nanos) {
-    counters.iter_mut().zip(meter.read(now)).for_each(|(counter, reading)| counter.add(reading));
+/// Reads all domains; gives when.
+fn add(meter: &mut dyn Meter, counters: &mut [Counter], copies: &mut Copies, clock: Clock) -> Nanos {
+    let (at, readings) = read(meter, clock);
+    copies.look(meter.domains(), &readings);
+    counters.iter_mut().zip(readings).for_each(|(counter, reading)| counter.add(reading));
+    at
+}
+
+/// A meter while it is read for a time.
+struct Open {
+    name: &'static str,
+    meter: Box<dyn Meter>,
+    counters: Vec<Counter>,
+    copies: Copies,
+    first: Option<Nanos>,
+    last: Nanos,
+}
+
+impl Open {
+    fn new(name: &'static str, meter: Box<dyn Meter>) -> Self {
+        let counters = meter.domains().iter().map(Counter::new).collect();
+        Open { name, meter, counters, copies: Copies::default(), first: None, last: Nanos(0) }
+    }
+
+    fn read(&mut self, clock: Clock) {
+        self.last = add(&mut *self.meter, &mut self.counters, &mut self.copies, clock);
+        self.first.get_or_insert(self.last);
+    }
 }
 
 /// Reads for a time, and gives what the first meter says whose counters moved meanwhile. `every` is how often; oftener where
@@ -125,52 +169,50 @@ pub fn measure(
     let (mut open, mut why) = (Vec::new(), Vec::new());
     for entry in wanted(meter)? {
         match (entry.build)(place) {
-            Ok(meter) => {
-                let counters: Vec<Counter> = meter.domains().iter().map(Counter::new).collect();
-                open.push((entry.name, meter, counters));
-            }
+            Ok(meter) => open.push(Open::new(entry.name, meter)),
             Err(reason) => why.push(format!("{}: {reason}", entry.name)),
         }
     }
     if open.is_empty() {
         return Err(none(&why));
     }
-    let every = open.iter().map(|(_, _, counters)| pace(counters, every)).min().unwrap_or(every);
-    let began = clock();
-    let end = began.plus(time.into());
-    let mut now = began;
+    let every = open.iter().map(|open| pace(&open.counters, every)).min().unwrap_or(every);
+    let end = clock().plus(time.into());
     loop {
-        for (_, meter, counters) in &mut open {
-            add(&mut **meter, counters, now);
-        }
+        let now = clock();
+        open.iter_mut().for_each(|open| open.read(clock));
         if now >= end {
             break;
         }
         std::thread::sleep(Duration::from(end.since(now)).min(every));
-        now = clock();
     }
-    for (name, meter, counters) in &open {
-        let figures = figures(name, &**meter, counters, now.since(began));
+    for open in &open {
+        let figures = figures(open);
         if figures.counted.iter().any(|name| figures.domains[name].is_some()) {
             return Ok(figures);
         }
-        why.extend(figures.counted.iter().map(|domain| format!("{name}: {domain}: {}", figures.reasons[domain])));
+        why.extend(
+            figures.counted.iter().map(|domain| format!("{}: {domain}: {}", open.name, figures.reasons[domain])),
+        );
     }
     Err(none(&why))
 }
 
-fn figures(name: &'static str, meter: &dyn Meter, counters: &[Counter], window: Nanos) -> Measured {
-    let (mut domains, mut reasons) = (BTreeMap::new(), BTreeMap::new());
-    for (domain, counter) in meter.domains().iter().zip(counters) {
+fn figures(open: &Open) -> Measured {
+    let (mut domains, mut reasons) = (BTreeMap::new(), open.copies.found(open.meter.domains(), &open.counters));
+    let copies: Vec<String> = reasons.keys().cloned().collect();
+    for (domain, counter) in open.meter.domains().iter().zip(&open.counters) {
         let total = counter.total();
         if let Err(why) = &total {
             reasons.insert(domain.name.clone(), why.why.clone());
         }
-        domains.insert(domain.name.clone(), total.ok());
+        domains.insert(domain.name.clone(), total.ok().filter(|_| !copies.contains(&domain.name)));
     }
-    let counts = counted(meter.domains());
-    let counted = meter.domains().iter().zip(counts).filter(|(_, c)| *c).map(|(d, _)| d.name.clone()).collect();
-    Measured { meter: name, window, domains, reasons, counted }
+    let counts = counted(open.meter.domains());
+    let counted = open.meter.domains().iter().zip(counts).filter(|(d, c)| *c && !copies.contains(&d.name));
+    let counted = counted.map(|(d, _)| d.name.clone()).collect();
+    let window = open.last.since(open.first.unwrap_or(open.last));
+    Measured { meter: open.name, window, domains, reasons, counted }
 }
 
 /// How often to read so that no wrap is missed: four times in the shortest one, and as often as asked.

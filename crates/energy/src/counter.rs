@@ -3,27 +3,42 @@
 //! | reading | what is done |
 //! |---|---|
 //! | higher than the one before | the difference is added |
-//! | lower, and the counter wraps | the difference across the wrap is added, if that is a plausible energy for the time |
+//! | lower, and the counter wraps | the difference across the wrap is added, if that is a plausible energy for the time; else it was reset: null from here on |
 //! | lower, and it never wraps | it was reset: null from here on |
 //! | the same, again and again | it stands still: null until it moves |
 //! | failed | null until it is read again |
 //! | so late that a whole wrap may have been missed | null from here on |
 //! | not later than the one before | it says nothing new |
+//!
+//! The range is what the kernel calls it, `max_energy_range_uj`: the counter's highest value. The step from there to zero,
+//! 15 to 61 uJ, is not in it, and so is missing from each wrap's difference.
 
-use crate::meter::{Domain, Reading, Unmeasured};
+use crate::meter::{Domain, DomainKind, Reading, Unmeasured};
 use whimbrel_model::Nanos;
 
-/// Counters move in steps, and are read at uneven times: so much more time a difference may stand for.
-const SLACK_NS: u64 = 1_000_000_000;
-
-/// A counter that hasn't moved for this long stands still. Those of processors move every millisecond.
+/// A counter of a processor that hasn't moved for this long stands still: they move every millisecond.
 pub const PATIENCE: Nanos = Nanos(200_000_000);
+
+/// How long a counter of this kind may be still before it counts as standing still. A meter at the plug has something new
+/// once a second or so.
+pub fn patience(kind: DomainKind) -> Nanos {
+    if kind == DomainKind::Host { Nanos(5_000_000_000) } else { PATIENCE }
+}
+
+/// Counters move in steps, and the instant of a reading is known within [`crate::sampler::DOUBT`]: so much more time a
+/// difference may stand for. The less it is, the fewer resets can pass for a wrap: only one that happens when less than a
+/// kilowatt's energy of this time is left in the range.
+fn slack_ns(kind: DomainKind) -> u64 {
+    use DomainKind::{Core, Dram, Package, Psys, Uncore};
+    if matches!(kind, Package | Core | Uncore | Dram | Psys) { 100_000_000 } else { 1_000_000_000 }
+}
 
 /// The energy of one domain since its first reading.
 #[derive(Clone, Debug)]
 pub struct Counter {
     range_uj: Option<u64>,
     highest_w: u64,
+    slack_ns: u64,
     first: Option<Reading>,
     last: Option<Reading>,
     total_uj: u64,
@@ -39,6 +54,7 @@ impl Counter {
         Counter {
             range_uj: domain.range_uj,
             highest_w: domain.kind.highest_w(),
+            slack_ns: slack_ns(domain.kind),
             first: None,
             last: None,
             total_uj: 0,
@@ -102,7 +118,7 @@ impl Counter {
             }
             _ => reading.uj - last.uj,
         };
-        let time = gap.0.saturating_add(SLACK_NS);
+        let time = gap.0.saturating_add(self.slack_ns);
         if u128::from(step) * 1000 > u128::from(self.highest_w) * u128::from(time) {
             return Err(Unmeasured::because(format!(
                 "it went from {} to {} uJ in {gap}, more than {} W: it was reset, or counts something else",

@@ -1,10 +1,10 @@
 //! Small files of the kernel: one value each, read with a bound.
 
-use crate::meter::{Reading, Unmeasured};
-use std::collections::BTreeSet;
+use crate::meter::{Place, Reading, Unmeasured};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use whimbrel_model::Nanos;
 
 /// More than any of these files holds.
@@ -69,27 +69,59 @@ pub(crate) fn processors(list: &str, most: usize) -> Option<Vec<u32>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// The package of a processor, as its number.
-pub(crate) fn package_of(sysfs: &Path, processor: u32) -> Result<String, Unmeasured> {
-    let topology = sysfs.join(format!("devices/system/cpu/cpu{processor}/topology"));
-    Ok(format!("package-{}", number(&topology.join("physical_package_id"))?))
+/// Which counters of energy a host's processors read, by the names that powercap has for them.
+///
+/// Intel's count a die, so a package of several dies has several counters. AMD's count the whole package: its dies are no
+/// counters of their own, whatever the topology says.
+pub(crate) struct Packages {
+    of: BTreeMap<u32, String>,
 }
 
-/// One processor of each package, by package.
-pub(crate) fn one_of_each_package(sysfs: &Path) -> Result<Vec<(String, u32)>, Unmeasured> {
-    let folder: PathBuf = sysfs.join("devices/system/cpu");
-    let mut found: Vec<(String, u32)> = Vec::new();
-    let mut processors: Vec<u32> =
-        names(&folder)?.iter().filter_map(|name| name.strip_prefix("cpu")?.parse().ok()).collect();
-    processors.sort_unstable();
-    for processor in processors {
-        // A processor that is off has no topology.
-        let Ok(package) = package_of(sysfs, processor) else { continue };
-        if !found.iter().any(|(known, _)| *known == package) {
-            found.push((package, processor));
-        }
+impl Packages {
+    /// Reads the topology. A processor that is off has none.
+    pub(crate) fn read(place: &Place) -> Result<Packages, Unmeasured> {
+        let folder = place.sysfs.join("devices/system/cpu");
+        let processors = names(&folder)?.into_iter().filter_map(|name| name.strip_prefix("cpu")?.parse().ok());
+        let id = |cpu: u32, name: &str| number(&folder.join(format!("cpu{cpu}/topology/{name}"))).ok();
+        let known = |cpu| Some((cpu, (id(cpu, "physical_package_id")?, id(cpu, "die_id").unwrap_or(0))));
+        let known: BTreeMap<u32, (u64, u64)> = processors.filter_map(known).collect();
+        let distinct = |of: &dyn Fn(&(u64, u64)) -> (u64, u64)| known.values().map(of).collect::<BTreeSet<_>>().len();
+        let by_die = distinct(&|ids| *ids) > distinct(&|ids| (ids.0, 0)) && !counts_packages(place);
+        let name = |(package, die)| {
+            if by_die { format!("package-{package}-die-{die}") } else { format!("package-{package}") }
+        };
+        Ok(Packages { of: known.into_iter().map(|(cpu, ids)| (cpu, name(ids))).collect() })
     }
-    Ok(found)
+
+    /// What a processor reads.
+    pub(crate) fn of(&self, processor: u32) -> Option<&str> {
+        self.of.get(&processor).map(String::as_str)
+    }
+
+    /// The lowest processor that reads each.
+    pub(crate) fn one_of_each(&self) -> Vec<(&str, u32)> {
+        let mut found: Vec<(&str, u32)> = Vec::new();
+        for (cpu, name) in &self.of {
+            if !found.iter().any(|(known, _)| known == name) {
+                found.push((name, *cpu));
+            }
+        }
+        found
+    }
+}
+
+/// A field of the first processor in `/proc/cpuinfo`; `None` where there is none, or no such file.
+pub(crate) fn processor_field(place: &Place, key: &str) -> Option<String> {
+    let cpuinfo = text(&place.procfs.join("cpuinfo")).ok()?;
+    let line = cpuinfo.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == key))?;
+    line.split_once(':').map(|(_, value)| value.trim().to_owned())
+}
+
+/// Makers whose counters are those of packages.
+pub(crate) const AMD_VENDORS: [&str; 2] = ["AuthenticAMD", "HygonGenuine"];
+
+fn counts_packages(place: &Place) -> bool {
+    processor_field(place, "vendor_id").is_some_and(|vendor| AMD_VENDORS.contains(&vendor.as_str()))
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ impl Law {
 /// A law with its coefficients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fit {
+    /// The law.
+    pub law: Law,
     /// The coefficients, by name.
     pub coefficients: BTreeMap<&'static str, f64>,
     /// The share of the energies' variance that the law explains; `None`: they don't vary.
@@ -53,6 +55,11 @@ pub struct Fit {
 }
 
 impl Fit {
+    /// What the law says of a point.
+    pub fn at(&self, point: &Point) -> f64 {
+        self.law.coefficients().iter().zip(&point.regressors).map(|(name, x)| self.coefficients[name] * x).sum()
+    }
+
     /// The mean of the held-out errors, without regard to their sign; `None` where a cell has none.
     pub fn held_out_error(&self) -> Option<f64> {
         let errors: Option<Vec<f64>> = self.held_out.values().map(|error| error.map(f64::abs)).collect();
@@ -77,6 +84,7 @@ pub fn fit(law: Law, points: &[Point]) -> Result<Fit, Undetermined> {
         held_out.entry(point.cell.clone()).or_insert_with(|| error_without(law, points, &point.cell));
     }
     Ok(Fit {
+        law,
         coefficients: names.iter().copied().zip(solved).collect(),
         r_squared: (around > 0.0).then(|| 1.0 - left / around),
         held_out,

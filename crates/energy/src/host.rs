@@ -1,6 +1,7 @@
 //! A host's meter as a trial knows it, and its energy over a window of the trial, from readings alone.
 
-use crate::choose::{Chosen, Clock, choose};
+use crate::choose::{Chosen, Clock, choose, reopen};
+use crate::counter::patience;
 use crate::meter::{Domain, DomainKind, Meter, Place, Unmeasured, counted};
 use crate::model::{Activity, Coefficients};
 use crate::sampler::Totals;
@@ -45,7 +46,7 @@ pub struct HostMeter {
     pub meter: String,
     /// Its domains.
     pub domains: Vec<Domain>,
-    /// Domains that never move, with what was seen of them.
+    /// Domains that never move, or are others' copies, with what was seen of them.
     pub absent: BTreeMap<String, String>,
     /// What it covers, so that nothing else in the world is called the same: packages, or the host.
     pub covers: Vec<String>,
@@ -53,16 +54,28 @@ pub struct HostMeter {
     pub why: Option<String>,
 }
 
-/// The meter of a host, or the model where an experiment asks for it, with its description.
+/// The meter of a host, or the model where an experiment asks for it, with its description. `known` is what the same gave
+/// before: what was seen of the host's counters then is not looked at again.
 ///
 /// # Errors
 /// No meter works, and the experiment asks for no model.
 pub fn open(
     place: &Place,
     spec: &EnergySpec,
+    known: Option<&HostMeter>,
     clock: Clock,
     activity: impl FnMut() -> Activity + Send + 'static,
 ) -> Result<(Box<dyn Meter>, HostMeter), Unmeasured> {
+    match (known.map(|known| (known, known.kind)), spec.model) {
+        (Some((known, Kind::Modelled)), Some(model)) => return Ok((model.meter(activity), known.clone())),
+        (Some((known, Kind::Measured)), _) => {
+            // One that has changed is looked at anew.
+            if let Ok(meter) = reopen(place, known) {
+                return Ok((meter, known.clone()));
+            }
+        }
+        _ => {}
+    }
     match (choose(place, spec.meter.as_deref(), clock), spec.model) {
         (Ok(Chosen { name, meter, absent }), _) => {
             let described = HostMeter::measured(name, meter.domains(), absent, &place.identity());
@@ -101,7 +114,7 @@ impl HostMeter {
         HostMeter { kind: Kind::Measured, meter, domains, absent, covers, why: None }
     }
 
-    /// The domains that are summed: each part of the host once, without those that never move.
+    /// The domains that are summed: each part of the host once, without those that are absent.
     pub fn summed(&self) -> impl Iterator<Item = (usize, &Domain)> {
         let counted = counted(&self.domains);
         let all = self.domains.iter().enumerate();
@@ -116,7 +129,7 @@ impl HostMeter {
     /// The host's energy from one instant to another, in microjoules. Between two readings it is taken to rise evenly.
     ///
     /// # Errors
-    /// The readings don't cover the window, or a counter was lost in it.
+    /// The readings don't cover the window, or a counter was lost in it, or stood still: a dead counter measures nothing.
     pub fn energy(&self, samples: &[Totals], from: Nanos, to: Nanos) -> Result<u64, Unmeasured> {
         if to <= from {
             return Err(Unmeasured::because("the window is empty"));
@@ -127,6 +140,9 @@ impl HostMeter {
             let why = |what| Unmeasured::because(format!("{}: {what}", domain.name));
             let begin = at(from).ok_or_else(|| why("it was not read before the window began"))?;
             let end = at(to).ok_or_else(|| why("it was not read after the window ended, or was lost within it"))?;
+            if end == begin && self.kind == Kind::Measured && to.since(from) >= patience(domain.kind) {
+                return Err(why("it stood still all through the window"));
+            }
             sum += end - begin;
         }
         Ok(sum.round() as u64)
@@ -194,6 +210,19 @@ mod tests {
         meter.absent.insert("package-0/dram".to_owned(), "it never moved".to_owned());
         let samples = [totals(0, [Some(0), None, Some(0)]), totals(10, [Some(100), None, Some(0)])];
         assert_eq!(meter.energy(&samples, Nanos(0), Nanos(10)), Ok(100));
+    }
+
+    /// A meter that worked when it was chosen, and has died since.
+    #[test]
+    fn a_counter_that_stands_still_all_through_the_window_measured_nothing() {
+        let second = 1_000_000_000;
+        let samples = [0, 1, 2].map(|s| totals(s * second, [Some(500), Some(400), Some(if s == 2 { 30 } else { 20 })]));
+        let energy = |meter: &HostMeter, to| meter.energy(&samples, Nanos(0), Nanos(to));
+        let why = energy(&meter("a"), 2 * second).unwrap_err().why;
+        assert!(why.contains("package-0: it stood still"), "{why}");
+        // Between two steps a counter is still, and a model of a host that does nothing may give nothing.
+        assert_eq!(energy(&meter("a"), second / 10), Ok(0));
+        assert_eq!(energy(&HostMeter { kind: Kind::Modelled, ..meter("a") }, 2 * second), Ok(10));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 pub mod choose;
 pub mod conditions;
+mod copies;
 pub mod counter;
 mod files;
 pub mod fit;

@@ -2,7 +2,7 @@
 
 use crate::choose::{Clock, pace};
 use crate::counter::Counter;
-use crate::meter::Meter;
+use crate::meter::{Meter, Reading, Unmeasured};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl Sampler {
         let thread = std::thread::spawn(move || {
             let (mut next, mut told) = (clock(), None);
             let mut read = || {
-                let totals = sample(&mut *meter, &mut counters, clock());
+                let totals = sample(&mut *meter, &mut counters, clock);
                 if told.is_none_or(|last| totals.at > last) {
                     told = Some(totals.at);
                     tell(totals);
@@ -74,9 +74,32 @@ impl Sampler {
     }
 }
 
+/// The instant of a reading is known so well. One of which it isn't, since the reader was kept from running meanwhile, would
+/// make a power implausible that is none, or a reset plausible.
+pub const DOUBT: Nanos = Nanos(50_000_000);
+
+/// A reading is made so often before its instant is given up.
+const ATTEMPTS: usize = 5;
+
+/// Reads all domains at an instant, which is given too.
+pub(crate) fn read(meter: &mut dyn Meter, clock: Clock) -> (Nanos, Vec<Result<Reading, Unmeasured>>) {
+    let mut began = clock();
+    for _ in 0..ATTEMPTS {
+        let readings = meter.read(began);
+        let ended = clock();
+        if ended.since(began) <= DOUBT {
+            return (began, readings);
+        }
+        began = ended;
+    }
+    let why =
+        || Unmeasured::because(format!("the reader was kept from running for more than {DOUBT}, again and again"));
+    (began, meter.domains().iter().map(|_| Err(why())).collect())
+}
+
 /// Reads once. The instant is that of the newest figure; now where there is none.
-fn sample(meter: &mut dyn Meter, counters: &mut [Counter], now: Nanos) -> Totals {
-    let readings = meter.read(now);
+fn sample(meter: &mut dyn Meter, counters: &mut [Counter], clock: Clock) -> Totals {
+    let (now, readings) = read(meter, clock);
     let at = readings.iter().filter_map(|r| Some(r.as_ref().ok()?.at)).max().unwrap_or(now);
     counters.iter_mut().zip(readings).for_each(|(counter, reading)| counter.add(reading));
     Totals { at, uj: counters.iter().map(Counter::so_far).collect() }
@@ -89,5 +112,49 @@ impl Drop for Sampler {
             // A panic there is a bug that its own message has told of.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meter::{Domain, DomainKind};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static NOW: AtomicU64 = AtomicU64::new(0);
+
+    fn clock() -> Nanos {
+        Nanos(NOW.load(Ordering::SeqCst))
+    }
+
+    /// A meter during whose first reads the reader is kept from running.
+    struct Slow {
+        domains: [Domain; 1],
+        slow_reads: usize,
+    }
+
+    impl Meter for Slow {
+        fn domains(&self) -> &[Domain] {
+            &self.domains
+        }
+
+        fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
+            let late = u64::from(self.slow_reads > 0) * 300_000_000;
+            self.slow_reads = self.slow_reads.saturating_sub(1);
+            NOW.fetch_add(late + 1000, Ordering::SeqCst);
+            vec![Ok(Reading { at: now, uj: clock().0 / 1000 })]
+        }
+    }
+
+    #[test]
+    fn a_reading_whose_instant_is_not_known_is_made_again() {
+        let domain = Domain { name: "d".to_owned(), kind: DomainKind::Package, package: None, range_uj: None };
+        let mut slow = Slow { domains: [domain], slow_reads: 3 };
+        let (at, readings) = read(&mut slow, clock);
+        let reading = readings[0].clone().unwrap();
+        assert_eq!((reading.at, reading.uj), (at, at.0 / 1000 + 1));
+        slow.slow_reads = ATTEMPTS;
+        let why = read(&mut slow, clock).1[0].clone().unwrap_err().why;
+        assert!(why.contains("kept from running"), "{why}");
     }
 }

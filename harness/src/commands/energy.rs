@@ -3,6 +3,7 @@
 mod fit;
 mod jettison;
 mod read;
+mod trace;
 mod watch;
 
 use crate::BadInput;
@@ -15,6 +16,7 @@ pub(super) fn energy(command: EnergyCommand) -> anyhow::Result<u8> {
         EnergyCommand::Read { time, meter, json } => read::read(&meter, time, json),
         EnergyCommand::Fit { runs, json } => fit::fit(&runs, json),
         EnergyCommand::Calibrate { runs, json } => fit::calibrate(&runs, json),
+        EnergyCommand::Trace(options) => trace::trace(&options),
         EnergyCommand::Jettison(options) => jettison::jettison(&options),
         EnergyCommand::Watch { every, time, meter } => watch::watch(&meter, every, time),
     }

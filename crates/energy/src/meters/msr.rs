@@ -36,7 +36,7 @@ const AMD_UNIT: u64 = 0xC001_0299;
 const AMD: [(u64, DomainKind, &str); 1] = [(0xC001_029B, DomainKind::Package, "")];
 
 /// Models of Intel's family 6 whose memory is counted in 2^-16 J whatever the unit register says: Haswell-X to Ice Lake-X
-/// and Xeon Phi (as in the kernel's own driver).
+/// and Xeon Phi (as in the kernel's own driver; from Sapphire Rapids on it is the register's unit again).
 const FIXED_MEMORY_UNIT: [u64; 8] = [0x3f, 0x4f, 0x56, 0x55, 0x6a, 0x6c, 0x57, 0x85];
 const FIXED_MEMORY_SHIFT: u32 = 16;
 
@@ -77,24 +77,22 @@ fn value(file: &File, address: u64) -> std::io::Result<u64> {
 }
 
 fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
-    let cpuinfo = files::text(&place.procfs.join("cpuinfo"))?;
-    let field = |key: &str| {
-        let line = cpuinfo.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == key))?;
-        line.split_once(':').map(|(_, value)| value.trim().to_owned())
-    };
-    let (unit, registers): (u64, &[(u64, DomainKind, &str)]) = match field("vendor_id").as_deref() {
+    let vendor = files::processor_field(place, "vendor_id");
+    let (unit, registers): (u64, &[(u64, DomainKind, &str)]) = match vendor.as_deref() {
         Some("GenuineIntel") => (INTEL_UNIT, &INTEL),
-        Some("AuthenticAMD" | "HygonGenuine") => (AMD_UNIT, &AMD),
-        other => {
-            return Err(Unmeasured::because(format!(
-                "no energy registers are known of the processor's vendor {other:?}"
-            )));
+        Some(vendor) if files::AMD_VENDORS.contains(&vendor) => (AMD_UNIT, &AMD),
+        Some(other) => {
+            return Err(Unmeasured::because(format!("no energy registers are known of processors by {other}")));
+        }
+        None => {
+            let cpuinfo = place.procfs.join("cpuinfo");
+            return Err(Unmeasured::because(format!("{} names no maker of the processor", cpuinfo.display())));
         }
     };
-    let model = field("model").and_then(|m| m.parse::<u64>().ok());
+    let model = files::processor_field(place, "model").and_then(|m| m.parse::<u64>().ok());
     let fixed = unit == INTEL_UNIT && model.is_some_and(|m| FIXED_MEMORY_UNIT.contains(&m));
     let mut meter = Msr { domains: Vec::new(), registers: Vec::new() };
-    for (package, processor) in files::one_of_each_package(&place.sysfs)? {
+    for (package, processor) in files::Packages::read(place)?.one_of_each() {
         let path = place.devices.join(format!("cpu/{processor}/msr"));
         let file = File::open(&path).map_err(|e| Unmeasured::file(&path, &e))?;
         let shift = value(&file, unit).map_err(|e| Unmeasured::file(&path, &e))?;
@@ -110,7 +108,7 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
             }
             let range_uj = Some((1_000_000 << 32) >> shift);
             let name = format!("{package}{suffix}");
-            meter.domains.push(Domain { name, kind: *kind, package: Some(package.clone()), range_uj });
+            meter.domains.push(Domain { name, kind: *kind, package: Some(package.to_owned()), range_uj });
             meter.registers.push(register);
         }
     }

@@ -1,7 +1,8 @@
 //! RAPL by the perf events of the `power` PMU: `/sys/bus/event_source/devices/power`.
 //!
-//! Each event says in sysfs what one count is worth (`scale`, `unit`). The PMU's `cpumask` names one processor a package:
-//! every event is opened there and nowhere else, or a package would be read twice. The kernel accumulates the hardware's 32
+//! Each event says in sysfs what one count is worth (`scale`, `unit`). The PMU's `cpumask` names one processor a counter:
+//! every event is opened there and nowhere else, or it would be read twice. (Some kernels name one a die on AMD too, where
+//! a counter is a package's: of those only one is read.) The kernel accumulates the hardware's 32
 //! bits into 64, so these counters don't wrap.
 
 #![allow(unsafe_code, reason = "perf_event_open has no safe wrapper; this is the one place that calls it")]
@@ -51,16 +52,18 @@ impl Pmu {
     ///
     /// # Errors
     /// There is no such PMU, or it doesn't say what its events are worth.
-    pub(crate) fn read(sysfs: &Path) -> Result<Pmu, Unmeasured> {
-        let folder = sysfs.join("bus/event_source/devices/power");
+    pub(crate) fn read(place: &Place) -> Result<Pmu, Unmeasured> {
+        let folder = place.sysfs.join("bus/event_source/devices/power");
         if !folder.is_dir() {
             return Err(Unmeasured::because(format!("there is no {}", folder.display())));
         }
         let mask = folder.join("cpumask");
         let list = files::processors(&files::text(&mask)?, MOST_PROCESSORS);
         let list = list.ok_or_else(|| Unmeasured::because(format!("{} names no processor", mask.display())))?;
-        // Without topology (some guests) processors stand for themselves: the mask names one a package.
-        let reader = |cpu: u32| (cpu, files::package_of(sysfs, cpu).unwrap_or_else(|_| format!("package-of-cpu{cpu}")));
+        let packages = files::Packages::read(place).ok();
+        let known = |cpu| packages.as_ref().and_then(|packages| packages.of(cpu)).map(str::to_owned);
+        // Without topology (some guests) processors stand for themselves: the mask names one a counter.
+        let reader = |cpu: u32| (cpu, known(cpu).unwrap_or_else(|| format!("package-of-cpu{cpu}")));
         let mut readers: BTreeMap<String, u32> = BTreeMap::new();
         for (cpu, package) in list.into_iter().map(reader) {
             readers.entry(package).or_insert(cpu);
@@ -103,6 +106,20 @@ impl Pmu {
             }
         }
         found
+    }
+
+    /// Opens every event where it is read.
+    pub(crate) fn open(&self) -> Result<Box<dyn Meter>, Unmeasured> {
+        let mut meter = Perf { domains: Vec::new(), counters: Vec::new() };
+        for (domain, cpu, event) in self.domains() {
+            let file = open_event(self.number, event.config, cpu).map_err(|e| denied(&e, &domain.name))?;
+            meter.domains.push(domain);
+            meter.counters.push((file, event.scale));
+        }
+        if !counted(&meter.domains).contains(&true) {
+            return Err(Unmeasured::because("no event of the power PMU covers the host"));
+        }
+        Ok(Box::new(meter))
     }
 }
 
@@ -160,23 +177,14 @@ impl Meter for Perf {
 }
 
 fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
-    let pmu = Pmu::read(&place.sysfs)?;
+    let pmu = Pmu::read(place)?;
     if !place.is_host() {
         let tree = place.sysfs.display();
         return Err(Unmeasured::because(format!(
             "{tree} describes a power PMU, but its events can be read on its own host only"
         )));
     }
-    let mut meter = Perf { domains: Vec::new(), counters: Vec::new() };
-    for (domain, cpu, event) in pmu.domains() {
-        let file = open_event(pmu.number, event.config, cpu).map_err(|e| denied(&e, &domain.name))?;
-        meter.domains.push(domain);
-        meter.counters.push((file, event.scale));
-    }
-    if !counted(&meter.domains).contains(&true) {
-        return Err(Unmeasured::because("no event of the power PMU covers the host"));
-    }
-    Ok(Box::new(meter))
+    pmu.open()
 }
 
 fn denied(error: &std::io::Error, domain: &str) -> Unmeasured {

@@ -3,7 +3,7 @@
 //! ```text
 //!   intel-rapl:0         name = package-0           max_energy_range_uj, energy_uj
 //!   intel-rapl:0:0       name = core (uncore, dram) part of package 0 or beside it
-//!   intel-rapl:1         name = package-1 (psys)
+//!   intel-rapl:1         name = package-1, package-0-die-1, psys, psys-1: numbers say nothing, names do
 //!   intel-rapl-mmio:0    name = package-0           the same counter by another way: not counted again
 //! ```
 
@@ -69,13 +69,20 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
         meter.counters.push(counter);
     }
     if meter.domains.is_empty() {
-        return Err(Unmeasured::because(format!("{} has no zone with a counter", class.display())));
+        return Err(Unmeasured::because(format!("{} has no zone with a counter{}", class.display(), dangling(&class))));
     }
     let counted = counted(&meter.domains);
     let first = meter.counters.iter().zip(counted).find(|(_, counted)| *counted).map(|(path, _)| path);
     let first = first.ok_or_else(|| Unmeasured::because(format!("no zone of {} covers the host", class.display())))?;
     files::number(first)?;
     Ok(Box::new(meter))
+}
+
+/// What to say of zones that are links to nothing, as where a driver has found its domains and could not register them.
+fn dangling(class: &Path) -> String {
+    let ids = files::names(class).unwrap_or_default();
+    let gone = ids.iter().find(|id| id.starts_with("intel-rapl") && !class.join(id).exists());
+    gone.map_or_else(String::new, |id| format!(": {id} is a link to nothing"))
 }
 
 /// Zones by their id. The kernel lists all of them in one folder, and the parts of each once more inside it.
@@ -99,6 +106,8 @@ fn find(folder: &Path, depth: usize, zones: &mut BTreeMap<String, PathBuf>) -> R
 fn kind_of(name: &str) -> DomainKind {
     match name {
         name if name.starts_with("package") => DomainKind::Package,
+        // The kernel numbers that of a package other than the first.
+        name if name.starts_with("psys-") => DomainKind::Psys,
         "core" => DomainKind::Core,
         "uncore" => DomainKind::Uncore,
         "dram" => DomainKind::Dram,

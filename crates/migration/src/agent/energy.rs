@@ -23,8 +23,8 @@ pub(super) struct Metering {
 #[derive(Default)]
 struct Known {
     spec: Option<EnergySpec>,
-    /// Why there is none. That doesn't change while the agent runs, and finding out takes time.
-    absent: Option<Unmeasured>,
+    /// What was found, or why there is none. That doesn't change while the agent runs, and finding out keeps a core busy.
+    found: Option<Result<HostMeter, Unmeasured>>,
     running: Weak<Running>,
 }
 
@@ -86,14 +86,13 @@ fn start(shared: &Arc<Shared>, spec: &EnergySpec) -> Result<Arc<Running>, Unmeas
         if let Some(running) = known.running.upgrade() {
             return Ok(running);
         }
-        if let Some(why) = &known.absent {
-            return Err(why.clone());
-        }
+    } else {
+        *known = Known { spec: Some(spec.clone()), ..Known::default() };
     }
-    *known = Known { spec: Some(spec.clone()), ..Known::default() };
-    let (meter, described) = host::open(place, spec, clock::now, activity(shared)).inspect_err(|why| {
-        known.absent = Some(why.clone());
-    })?;
+    let before = known.found.clone().transpose()?;
+    let opened = host::open(place, spec, before.as_ref(), clock::now, activity(shared));
+    known.found = Some(opened.as_ref().map(|(_, described)| described.clone()).map_err(Clone::clone));
+    let (meter, described) = opened?;
     let heard: Arc<Mutex<Heard>> = Arc::default();
     let hears = Arc::clone(&heard);
     let sampler = Sampler::start(meter, spec.sample_every, clock::now, move |totals| lock(&hears).hear(totals));

@@ -1,0 +1,101 @@
+//! What reading a host's counters at 100 Hz costs of a core, against the limit of 0.5 %.
+//!
+//! The counters are those of a server with two sockets (two packages with core, uncore and memory, and the platform): once as
+//! files in memory, and once as links to files of the kernel's own, whose reads cost what sysfs costs; the register behind a
+//! real counter adds a microsecond or so. perf's events are the software PMU's, opened by the same call. Each is read by the
+//! sampler for ten seconds; what counts is the processor time of this process, kernel and user.
+
+use criterion::Criterion;
+use rustix::time::{ClockId, clock_gettime};
+use std::path::Path;
+use std::time::Duration;
+use whimbrel_energy::{METERS, Meter, Place, Sampler};
+use whimbrel_model::Nanos;
+
+const EVERY: Duration = Duration::from_millis(10);
+const LIMIT: f64 = 0.005;
+
+/// The zones of the server.
+const ZONES: [(&str, &str); 9] = [
+    ("intel-rapl:0", "package-0"),
+    ("intel-rapl:0:0", "core"),
+    ("intel-rapl:0:1", "uncore"),
+    ("intel-rapl:0:2", "dram"),
+    ("intel-rapl:1", "package-1"),
+    ("intel-rapl:1:0", "core"),
+    ("intel-rapl:1:1", "uncore"),
+    ("intel-rapl:1:2", "dram"),
+    ("intel-rapl:2", "psys"),
+];
+
+/// A number in sysfs.
+const OF_THE_KERNEL: &str = "/sys/devices/system/cpu/cpu0/topology/physical_package_id";
+
+fn nanos(clock: ClockId) -> Nanos {
+    let now = clock_gettime(clock);
+    Nanos(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+}
+
+fn clock() -> Nanos {
+    nanos(ClockId::Monotonic)
+}
+
+/// Makes the zones; each counter is a file, or a link to one of the kernel's.
+fn powercap(root: &Path, of_the_kernel: bool) -> Box<dyn Meter> {
+    for (id, name) in ZONES {
+        let zone = root.join("class/powercap").join(id);
+        std::fs::create_dir_all(&zone).expect("a folder");
+        std::fs::write(zone.join("name"), name).expect("a file");
+        std::fs::write(zone.join("max_energy_range_uj"), "262143328850\n").expect("a file");
+        if of_the_kernel {
+            std::os::unix::fs::symlink(OF_THE_KERNEL, zone.join("energy_uj")).expect("a link");
+        } else {
+            std::fs::write(zone.join("energy_uj"), "142033121953\n").expect("a file");
+        }
+    }
+    (METERS.find("powercap").expect("it is registered").build)(&Place::under(root)).expect("a meter")
+}
+
+/// The share of a core that the sampler takes.
+fn share(meter: Box<dyn Meter>, time: Duration) -> (f64, usize) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let (began, used) = (clock(), nanos(ClockId::ProcessCPUTime));
+    let sampler = Sampler::start(meter, EVERY, clock, move |totals| drop(tell.send(totals.at)));
+    std::thread::sleep(time);
+    drop(sampler);
+    let (took, used) = (clock().since(began), nanos(ClockId::ProcessCPUTime).since(used));
+    (used.0 as f64 / took.0 as f64, told.iter().count())
+}
+
+/// A meter's name, and what opens it anew.
+type Subject<'a> = (&'static str, Box<dyn Fn() -> Box<dyn Meter> + 'a>);
+
+fn main() {
+    let quick = std::env::args().any(|argument| argument == "--test");
+    let time = if quick { Duration::from_millis(200) } else { Duration::from_secs(10) };
+    let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
+    let (files, links) = (memory.path().join("files"), memory.path().join("links"));
+    drop((powercap(&files, false), powercap(&links, true)));
+    let open =
+        |root: &Path| (METERS.find("powercap").expect("registered").build)(&Place::under(root)).expect("a meter");
+    let mut subjects: Vec<Subject<'_>> = vec![
+        ("powercap, files in memory", Box::new(|| open(&files))),
+        ("powercap, files of sysfs", Box::new(|| open(&links))),
+    ];
+    match (METERS.find("perf").expect("registered").build)(&Place::host()) {
+        Ok(_) => subjects.push((
+            "perf, this host's",
+            Box::new(|| (METERS.find("perf").expect("registered").build)(&Place::host()).expect("it opened before")),
+        )),
+        Err(why) => println!("perf: SKIPPED: {why}"),
+    }
+    let mut criterion = Criterion::default().configure_from_args();
+    for (name, open) in &subjects {
+        let mut meter = open();
+        criterion.bench_function(&format!("a reading: {name}"), |b| b.iter(|| meter.read(clock())));
+        let (share, readings) = share(open(), time);
+        let verdict = if share < LIMIT { "" } else { ": MISSED" };
+        println!("100 Hz: {name}: {:.3} % of a core, {readings} readings, wanted < 0.5 %{verdict}", share * 100.0);
+    }
+    criterion.final_summary();
+}
