@@ -60,7 +60,10 @@ fn powercap(root: &Path, of_the_kernel: bool) -> Box<dyn Meter> {
 fn share(meter: Box<dyn Meter>, time: Duration) -> (f64, usize) {
     let (tell, told) = std::sync::mpsc::channel();
     let (began, used) = (clock(), nanos(ClockId::ProcessCPUTime));
-    let sampler = Sampler::start(meter, EVERY, clock, move |totals| drop(tell.send(totals.at)));
+    let sampler = Sampler::start(meter, EVERY, clock, move |totals| {
+        // The listener stays until the sampler has ended.
+        let _ = tell.send(totals.at);
+    });
     std::thread::sleep(time);
     drop(sampler);
     let (took, used) = (clock().since(began), nanos(ClockId::ProcessCPUTime).since(used));

@@ -85,8 +85,9 @@ impl Packages {
         let id = |cpu: u32, name: &str| number(&folder.join(format!("cpu{cpu}/topology/{name}"))).ok();
         let known = |cpu| Some((cpu, (id(cpu, "physical_package_id")?, id(cpu, "die_id").unwrap_or(0))));
         let known: BTreeMap<u32, (u64, u64)> = processors.filter_map(known).collect();
-        let distinct = |of: &dyn Fn(&(u64, u64)) -> (u64, u64)| known.values().map(of).collect::<BTreeSet<_>>().len();
-        let by_die = distinct(&|ids| *ids) > distinct(&|ids| (ids.0, 0)) && !counts_packages(place);
+        let dies: BTreeSet<&(u64, u64)> = known.values().collect();
+        let packages: BTreeSet<u64> = known.values().map(|ids| ids.0).collect();
+        let by_die = dies.len() > packages.len() && !counts_packages(place);
         let name = |(package, die)| {
             if by_die { format!("package-{package}-die-{die}") } else { format!("package-{package}") }
         };
