@@ -9,6 +9,9 @@ mod support;
 mod tree;
 
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use tree::{Tree, whimbrel};
 
 fn read(arguments: &[&str]) -> Value {
@@ -74,11 +77,66 @@ fn watching_shows_power_or_says_why_not() {
 }
 
 #[test]
+fn watching_ends_with_who_looks_or_when_interrupted() {
+    let tree = Tree::new();
+    tree.package(0, 0, 262_143_328_850);
+    let moving = tree.keep_moving(100_000);
+    let start = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_whimbrel"));
+        command.args(["energy", "watch", "--every", "20 ms", "--energy-root", tree.path()]);
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert!(line.starts_with("package-0 ") && line.ends_with(" W\n"), "{line}");
+        (child, output)
+    };
+    let (mut child, output) = start();
+    drop(output);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let (mut child, mut output) = start();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    std::io::copy(&mut output, &mut std::io::sink()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    moving.stop();
+}
+
+/// Who may not read the counters is told which file, how, and why. Root may read all, so this becomes nobody for it.
+#[test]
+fn who_may_not_read_is_told_how_and_why() {
+    let tree = Tree::new();
+    tree.package(0, 0, 262_143_328_850);
+    let (folder, zone) = (std::path::Path::new(tree.path()), "class/powercap/intel-rapl:0/energy_uj");
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(folder, 0o755);
+    mode(&folder.join(zone), 0o400);
+    // Where the program lies, nobody may not come: a copy beside the counters.
+    let program = folder.join("whimbrel");
+    std::fs::copy(env!("CARGO_BIN_EXE_whimbrel"), &program).unwrap();
+    let mut command = std::process::Command::new(program);
+    command.args(["energy", "read", "--for", "20 ms", "--json", "--energy-root", tree.path()]);
+    if rustix::process::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    } else {
+        mode(&folder.join(zone), 0o000);
+    }
+    let output = command.output().unwrap();
+    let reading: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(reading["kind"], Value::Null);
+    for part in [zone, "permission denied", "CVE-2020-8694", "run the agent as root"] {
+        assert!(reading["why"].as_str().unwrap().contains(part), "{reading} lacks {part}");
+    }
+}
+
+#[test]
 fn mistakes_are_named() {
     for (arguments, parts) in [
         (&["--meter", "powercpa"][..], &["--meter", "did you mean \"powercap\""][..]),
         (&["--energy-root", "/no/such/folder"], &["--energy-root /no/such/folder", "class/powercap"]),
         (&["--for", "2 parsecs"], &["2 parsecs", "2 s"]),
+        (&["--for", "0 s"], &["--for", "above zero"]),
     ] {
         let output = whimbrel(&[&["energy", "read"], arguments].concat());
         let message = String::from_utf8(output.stderr).unwrap();

@@ -143,7 +143,7 @@ pub enum EnergyCommand {
     /// Read this host's energy over a time
     Read {
         /// How long
-        #[arg(long = "for", value_name = "TIME", default_value = "2 s", value_parser = duration)]
+        #[arg(long = "for", value_name = "TIME", default_value = "2 s", value_parser = some_time)]
         time: Duration,
         /// Which meter.
         #[command(flatten)]
@@ -155,10 +155,10 @@ pub enum EnergyCommand {
     /// Show this host's power, a line each time, until interrupted
     Watch {
         /// How often
-        #[arg(long, value_name = "TIME", default_value = "1 s", value_parser = duration)]
+        #[arg(long, value_name = "TIME", default_value = "1 s", value_parser = some_time)]
         every: Duration,
         /// For how long; otherwise until interrupted
-        #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+        #[arg(long = "for", value_name = "TIME", value_parser = some_time)]
         time: Option<Duration>,
         /// Which meter.
         #[command(flatten)]
@@ -185,6 +185,11 @@ pub enum EnergyCommand {
     /// Write what a guest fetched from the host it had left, out of a run's events, as a fault trace for jettison
     Trace(TraceOptions),
     /// Compute what a host saves that sleeps while its idle guest is elsewhere: a partial migration against a full one
+    ///
+    /// The trace is a CSV file, as `whimbrel energy trace` writes it: the line `at_ns,bytes`, then a line for each time that
+    /// the guest asked for what it had left behind: nanoseconds since it left (whole, never falling), and bytes sent for it
+    /// (whole). Empty lines, and those that begin with #, say nothing. The powers and times are those of your host: no default
+    /// would be anyone's. The result is modelled, not measured; it says from which gap on sleeping saves energy.
     Jettison(Box<JettisonOptions>),
 }
 
@@ -202,11 +207,6 @@ pub struct TraceOptions {
 }
 
 /// A home host's states, what is moved, and the trace.
-///
-/// The trace is a CSV file, as `whimbrel energy trace` writes it: the line `at_ns,bytes`, then a line for each time that the
-/// guest asked for what it had left behind: nanoseconds since it left (whole, never falling) and bytes sent for it (whole).
-/// Empty lines, and those that begin with #, say nothing. The powers and times are those of your host: no default would be
-/// anyone's.
 #[derive(Clone, Debug, Args)]
 pub struct JettisonOptions {
     /// The fault trace: the line at_ns,bytes, then a line a fault, in order of time since the guest left
@@ -287,6 +287,17 @@ fn rate(text: &str) -> Result<ByteRate, QuantityError> {
 /// A duration as an experiment file has it: `2 s`, `300 ms`.
 fn duration(text: &str) -> Result<Duration, QuantityError> {
     quantity::duration(text).map(Duration::from)
+}
+
+/// A duration in which something can be read.
+fn some_time(text: &str) -> Result<Duration, String> {
+    match duration(text) {
+        Ok(time) if time.is_zero() => {
+            Err("nothing can be read in no time; write one above zero, such as 2 s".to_owned())
+        }
+        Ok(time) => Ok(time),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// What `whimbrel guest` can do.

@@ -93,7 +93,7 @@ fn read(tree: &Tree, meter: Option<&str>, change: impl FnOnce(&Tree)) -> Result<
 fn a_virtual_machine_has_no_meter_and_says_why() {
     let tree = Tree::of(VIRTUAL);
     let why = read(&tree, None, |_| {}).unwrap_err().why;
-    for part in ["powercap: package-0: it never moved", "virtual machines", "power PMU", "hwmon3:i915", "no command"] {
+    for part in ["powercap: package-0: it never moved", "virtual machines", "power PMU", "hwmon3:i915", "no program"] {
         assert!(why.contains(part), "{why} lacks {part}");
     }
     let why = choose(&tree.place(), None, clock).map(|c| panic!("{}", c.name)).unwrap_err().why;

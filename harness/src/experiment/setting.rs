@@ -100,6 +100,8 @@ impl Setting {
         let workload = WorkloadChoice::read(&of_workload.plain()).map_err(|e| of_workload.blame(&e))?;
         families::fits(&workload, guest.shape()).map_err(|e| of_workload.blame(&e))?;
         let of_memory = Fields::table(origin, "memory", tree)?;
+        let of_disk = Fields::table(origin, "disk", tree)?;
+        of_its_own_table(&of_memory, &of_disk)?;
         let own = read_own(&of_memory, &guest)?;
         let given = if own.is_some() { BTreeMap::new() } else { of_memory.plain() };
         let memory = MemoryChoice::read(&given).map_err(|e| of_memory.blame(&e))?;
@@ -107,7 +109,6 @@ impl Setting {
             let why = format!("the vCPUs of machine {:?} can't be slowed", guest.machine);
             return Err(of_memory.mistake("throttle", &format!("{why}; write \"none\"")));
         }
-        let of_disk = Fields::table(origin, "disk", tree)?;
         let disk = DiskChoice::try_from(of_disk.plain()).map_err(|e| of_disk.blame(&e))?;
         if guest.disk.is_none() && !of_disk.plain().is_empty() {
             return Err(
@@ -252,6 +253,29 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
         _ if !guest.filled.0.is_multiple_of(SECTOR_BYTES) => refuse("filled", guest.filled, "a multiple of \"512 B\""),
         _ => Ok(guest),
     }
+}
+
+/// Sees that what one table names is not the other's: `luo2008` is a disk's.
+fn of_its_own_table(of_memory: &Fields<'_>, of_disk: &Fields<'_>) -> Result<(), Mistake> {
+    let memory: [(&str, Vec<&str>); 2] = [
+        ("preset", whimbrel_memory::PRESETS.names().collect()),
+        ("schedule", whimbrel_memory::SCHEDULES.names().collect()),
+    ];
+    let disk: [(&str, Vec<&str>); 2] = [
+        ("preset", whimbrel_disk::DISK_PRESETS.names().collect()),
+        ("strategy", whimbrel_disk::DISK_STRATEGIES.names().collect()),
+    ];
+    for (fields, own, table, others) in [(of_memory, &memory, "disk", &disk), (of_disk, &disk, "memory", &memory)] {
+        let given = fields.plain();
+        let named = own.iter().filter_map(|(key, names)| Some((*key, given.get(*key)?.as_str()?, names)));
+        for (key, name, _) in named.filter(|(_, name, names)| !names.contains(name)) {
+            if let Some((there, _)) = others.iter().find(|(_, names)| names.contains(&name)) {
+                let why = format!("{name:?} is of [{table}]; write it there, as {there} = {name:?}");
+                return Err(fields.mistake(key, &why));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The hypervisor's own migration that `memory.preset` names, if it names one.

@@ -129,6 +129,8 @@ fn every_mistake_names_file_line_key_and_what_is_accepted() {
         ("[workload]\nworkingset = \"1 MiB\"", 2, &["workingset", "did you mean \"working_set\""]),
         ("[guest]\nram = \"16 MiB\"\n[workload]\nworking_set = \"64 MiB\"", 4, &["working_set"]),
         ("[memory]\nschedule = \"precopy\"", 2, &["schedule", "did you mean \"pre-copy\""]),
+        ("[memory]\npreset = \"luo2008\"", 2, &["memory.preset", "[disk]", "preset = \"luo2008\""]),
+        ("[guest]\ndisk = \"64 MiB\"\n[disk]\nstrategy = \"pre-copy\"", 4, &["disk.strategy", "[memory]", "schedule"]),
         ("[memory]\npreset = \"qemo\"", 2, &["preset", "did you mean \"qemu\""]),
         ("[disk]\nstrategy = \"threephase\"", 2, &["strategy", "three-phase"]),
         ("[energy]\nmeter = \"powercpa\"", 2, &["energy.meter", "did you mean \"powercap\""]),

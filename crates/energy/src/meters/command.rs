@@ -67,8 +67,7 @@ impl Drop for Wall {
 }
 
 fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
-    let line =
-        place.command.as_deref().ok_or_else(|| Unmeasured::because("no command was given to this host's agent"))?;
+    let line = place.command.as_deref().ok_or_else(|| Unmeasured::because("no program was given (--meter-command)"))?;
     let failed = |e: std::io::Error| Unmeasured::because(format!("the meter's command {line:?}: {e}"));
     let mut command = Command::new("sh");
     command.args(["-c", line]).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);

@@ -77,7 +77,7 @@ fn a_program_that_ends_or_prints_something_else_is_no_meter() {
     let mut meter = commanded("echo 5; sleep 1").unwrap();
     let why = until(&mut *meter, Result::is_err).unwrap_err().why;
     assert!(why.contains("has ended"), "{why}");
-    assert!(Tree::of("").refusal("command").contains("no command"));
+    assert!(Tree::of("").refusal("command").contains("no program"));
 }
 
 fn until(

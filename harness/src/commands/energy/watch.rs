@@ -4,6 +4,7 @@ use crate::cli::MeterOptions;
 use crate::commands::print;
 use crate::interrupt::Interrupt;
 use crate::status;
+use std::io::Write;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use whimbrel_energy::{Domain, Sampler, Totals, choose};
@@ -46,7 +47,12 @@ pub(super) fn watch(options: &MeterOptions, every: Duration, time: Option<Durati
         match &last {
             Some(before) if totals.at.since(before.at) < every.into() => {}
             Some(before) => {
-                print(&line(&domains, &shown, before, &totals))?;
+                let line = line(&domains, &shown, before, &totals);
+                match std::io::stdout().write_all(line.as_bytes()) {
+                    // Whoever read has seen enough.
+                    Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
+                    written => written?,
+                }
                 last = Some(totals);
             }
             None => last = Some(totals),
