@@ -144,10 +144,18 @@ fn the_platform_is_no_package_whatever_its_number() {
 
 #[test]
 fn one_counter_under_several_names_is_counted_once() {
-    let used = |tree: &Tree, uj: &str| {
-        (0..3).for_each(|zone| tree.write(&format!("class/powercap/intel-rapl:{zone}/energy_uj"), uj));
-    };
     let tree = Tree::of(XEN);
+    // One file, which changes in one go, under all names.
+    let used = |tree: &Tree, uj: &str| {
+        tree.write("next", uj);
+        std::fs::rename(tree.path("next"), tree.path("counter")).unwrap();
+    };
+    used(&tree, "194127997354");
+    for zone in 0..3 {
+        let counter = tree.path(&format!("class/powercap/intel-rapl:{zone}/energy_uj"));
+        std::fs::remove_file(&counter).unwrap();
+        std::os::unix::fs::symlink(tree.path("counter"), counter).unwrap();
+    }
     let measured = read(&tree, None, |tree| used(tree, "194128997354")).unwrap();
     assert_eq!(measured.counted, ["package-0"]);
     assert_eq!((measured.domains["package-0"], measured.domains["package-1"]), (Some(1_000_000), None));
@@ -163,7 +171,7 @@ fn one_counter_under_several_names_is_counted_once() {
                 used(&tree, &uj.to_string());
             }
         });
-        let chosen = choose(&place, Some("powercap"), whimbrel_clock).map_err(|why| why.why);
+        let chosen = choose(&place, Some("powercap"), real_clock).map_err(|why| why.why);
         moving.store(false, std::sync::atomic::Ordering::SeqCst);
         mover.join().unwrap();
         let absent: Vec<String> = chosen.map(|chosen| chosen.absent.into_keys().collect()).unwrap();
@@ -172,7 +180,7 @@ fn one_counter_under_several_names_is_counted_once() {
 }
 
 /// This host's clock.
-fn whimbrel_clock() -> Nanos {
+fn real_clock() -> Nanos {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Nanos(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
 }
