@@ -78,8 +78,9 @@ fn begin(task: Task, speak: &Arc<Say>) -> Result<(Arc<dyn Machine>, Arc<GuestRam
     let streams = workload.build(&BuildContext::new(shape, seed)).map_err(|e| GuestError::Task(e.to_string()))?;
     let ram = GuestRam::create(shape.pages * PAGE_BYTES)?;
     ram.populate()?;
-    // There is no swap; but what is locked isn't looked at by the kernel's reclaim either.
-    rustix::mm::mlockall(MlockAllFlags::CURRENT).map_err(host("mlockall"))?;
+    // What is locked stays in its frames. Only what is there: to lock a stack or an arena whole, the kernel would fill it,
+    // and in a small guest that took the last free page.
+    rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::ONFAULT).map_err(host("mlockall"))?;
     fill_ram(&ram, shape.pages, workload.content(), seed);
     let disk = match shape.sectors {
         0 => None,

@@ -24,6 +24,9 @@ const ENDING: Duration = Duration::from_secs(2);
 /// Bytes of a log that a message shows.
 const SHOWN: usize = 600;
 
+/// In the line in which a Linux that gives up says why; a list of its stacks follows, longer than what is shown.
+const PANIC: &str = "Kernel panic";
+
 /// A folder that only this user can enter, for one QEMU.
 pub(super) fn folder() -> Result<TempDir, MachineError> {
     // Mode 0700 is tempfile's own. Short: a socket's path has at most 107 bytes.
@@ -108,11 +111,15 @@ impl Process {
         error
     }
 
-    /// The end of one of the logs in the folder, for a message.
+    /// The end of one of the logs in the folder, for a message; of a kernel that panicked, why.
     pub(super) fn last_words(&self, log: &str) -> String {
         let bytes = std::fs::read(self.folder.join(log)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(SHOWN)..]).trim().to_owned();
-        if text.is_empty() { text } else { format!("; {log} ends: {text}") }
+        let text = String::from_utf8_lossy(&bytes);
+        if let Some(panic) = text.lines().find(|line| line.contains(PANIC)) {
+            return format!("; {log} says: {}", panic.trim());
+        }
+        let end = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(SHOWN)..]).trim().to_owned();
+        if end.is_empty() { end } else { format!("; {log} ends: {end}") }
     }
 
     /// Waits until QEMU connects to `listener`.
