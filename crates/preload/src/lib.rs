@@ -9,15 +9,17 @@
 //! | `WHIMBREL_RAM` | device and inode of the memory object, as `DEV:INODE` |
 //! | `WHIMBREL_SOCKET` | the path of a listening socket |
 //!
-//! Said over the socket, one line: `ram ADDRESS BYTES DESCRIPTOR`, in decimal, or `error WHY`. The other side takes a copy
-//! of the descriptor by pidfd_getfd.
+//! Said over the socket, one line: `ram ADDRESS BYTES DESCRIPTOR THROTTLES`, in decimal, or `error WHY`. The other side
+//! takes a copy of the descriptor by pidfd_getfd. THROTTLES is 1 where QEMU's program offers its own throttle, that of its
+//! auto-converge, to its modules; then each line that comes back, `throttle PERCENT`, sets it, and 0 ends it. Only QEMU can
+//! stop a vCPU between two pieces of guest code: held elsewhere it might hold locks that the rest of QEMU waits for.
 //!
 //! This file depends on nothing but the standard library: the machine's build script compiles it, and the program
 //! carries the result along.
 
-use std::ffi::{c_int, c_long, c_ulong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -32,11 +34,17 @@ const USER_MODE_ONLY: c_int = 1;
 const IOC_NEW: c_ulong = 0xaa00;
 const PR_SET_PDEATHSIG: c_int = 1;
 const SIGKILL: c_ulong = 9;
+const SIG_SETMASK: c_int = 2;
+/// A set of signals, as the C library has it.
+type Signals = [u64; 16];
+const ALL_SIGNALS: Signals = [u64::MAX; 16];
 
 unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
     fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
     fn prctl(option: c_int, ...) -> c_int;
+    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    fn pthread_sigmask(how: c_int, set: *const Signals, old: *mut Signals) -> c_int;
 }
 
 /// Run when the library is loaded.
@@ -100,12 +108,61 @@ fn tell(address: usize, length: usize) {
     let Some(mut socket) = std::env::var_os("WHIMBREL_SOCKET").and_then(|path| UnixStream::connect(path).ok()) else {
         return;
     };
+    let throttle = Throttle::find();
     let line = match open_userfaultfd() {
-        Ok(fd) => format!("ram {address} {length} {fd}\n"),
+        Ok(fd) => format!("ram {address} {length} {fd} {}\n", u8::from(throttle.is_some())),
         Err(error) => format!("error {error}\n"),
     };
     // Whoever has gone away needs no word.
-    let _ = socket.write_all(line.as_bytes());
+    if socket.write_all(line.as_bytes()).is_ok()
+        && let Some(throttle) = throttle
+    {
+        without_signals(|| drop(std::thread::Builder::new().spawn(move || throttle.obey(socket))));
+    }
+}
+
+/// Calls `start` with all signals blocked: a thread that it starts leaves them to QEMU's own threads, which expect them.
+fn without_signals(start: impl FnOnce()) {
+    let mut before: Signals = [0; 16];
+    // SAFETY: both sets are as long as the C library's, and live through the call.
+    unsafe { pthread_sigmask(SIG_SETMASK, &ALL_SIGNALS, &mut before) };
+    start();
+    // SAFETY: as above.
+    unsafe { pthread_sigmask(SIG_SETMASK, &before, std::ptr::null_mut()) };
+}
+
+/// QEMU's own throttle: `cpu_throttle_set(int)` and `cpu_throttle_stop(void)`, from 2.5 on.
+struct Throttle {
+    set: extern "C" fn(c_int),
+    stop: extern "C" fn(),
+}
+
+impl Throttle {
+    fn find() -> Option<Throttle> {
+        let look = |name: &CStr| {
+            // SAFETY: the name ends in a zero; a null handle asks for any symbol of the program.
+            let found = unsafe { dlsym(std::ptr::null_mut(), name.as_ptr()) };
+            (!found.is_null()).then_some(found)
+        };
+        let (set, stop) = (look(c"cpu_throttle_set")?, look(c"cpu_throttle_stop")?);
+        // SAFETY: QEMU has had functions of these names with these signatures since it has throttled, and calls them from
+        // its migration's thread, which like this one holds none of its locks.
+        let set = unsafe { std::mem::transmute::<*mut c_void, extern "C" fn(c_int)>(set) };
+        // SAFETY: as above.
+        let stop = unsafe { std::mem::transmute::<*mut c_void, extern "C" fn()>(stop) };
+        Some(Throttle { set, stop })
+    }
+
+    /// Does as it is told until nobody tells any more.
+    fn obey(&self, socket: UnixStream) {
+        for line in BufReader::new(socket).lines().map_while(Result::ok) {
+            match line.strip_prefix("throttle ").and_then(|percent| percent.parse::<c_int>().ok()) {
+                Some(percent @ 1..=99) => (self.set)(percent),
+                Some(0) => (self.stop)(),
+                _ => return,
+            }
+        }
+    }
 }
 
 /// Opens a userfaultfd by the way that can do most. It stays open as long as QEMU runs.

@@ -24,6 +24,7 @@ mod port;
 mod process;
 mod qmp;
 mod state;
+mod throttle;
 pub mod words;
 
 pub use initramfs::INIT;
@@ -47,6 +48,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
+use throttle::Throttle;
 use whimbrel_memory::GuestRam;
 use whimbrel_model::registry::Entry;
 use whimbrel_model::{Nanos, PAGE_BYTES};
@@ -60,6 +62,9 @@ const FREEZE: Duration = Duration::from_secs(60);
 
 /// How long an event may take that QEMU tells before it answers.
 const EVENT: Duration = Duration::from_secs(10);
+
+/// What a guest must be able to give besides the workload's pages: the agent's threads and tables.
+const SPARE_BYTES: u64 = 8 << 20;
 
 /// Pages that Linux and its init need of a guest's RAM: 80 MiB, and a 32nd of all for its tables.
 fn workload_pages(pages: u64) -> Result<u64, u64> {
@@ -78,7 +83,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         build: |setup| Ok(Arc::new(QemuMachine::new(setup)?)),
         workload_pages,
         own: &own::OWN,
-        throttles: false,
+        throttles: true,
         filled_by_host: false,
     },
 };
@@ -103,6 +108,7 @@ pub struct QemuMachine {
     failure: Mutex<Option<String>>,
     port: Port,
     qmp: Qmp,
+    throttle: Throttle,
     /// `None` once the machine was stopped.
     process: Mutex<Option<Process>>,
     stopped: AtomicBool,
@@ -145,7 +151,7 @@ impl QemuMachine {
         let kernel = Kernel::find_or_fetch(&|news| eprintln!("whimbrel: {news}"))?;
         let accelerator = accelerator::choose(&kernel);
         let shown = command::Shape { begin, ram: &view, vcpus: shape.vcpus, disk: disk.is_some(), accelerator };
-        let Launched { folder, drive, process, port, qmp } = Launched::launch(&kernel, &shown, disk)?;
+        let Launched { folder, drive, process, port, qmp, throttle } = Launched::launch(&kernel, &shown, disk)?;
         let machine = QemuMachine {
             ram: Arc::clone(&view),
             accelerator,
@@ -154,6 +160,7 @@ impl QemuMachine {
             failure: Mutex::default(),
             port,
             qmp,
+            throttle,
             process: Mutex::new(Some(process)),
             stopped: AtomicBool::new(false),
             own_since: AtomicUsize::new(0),
@@ -182,10 +189,10 @@ impl QemuMachine {
             Some(process) => MachineError::Hypervisor(format!("{error}{}", process.last_words(command::CONSOLE))),
             None => error,
         };
-        self.lock().runs = true;
+        self.set_runs(true);
         let available = self.port.wait_here(BOOT, &ended).map_err(with_console)?;
-        if available < task.shape.pages * PAGE_BYTES {
-            let (has, wants) = (available >> 20, task.shape.pages >> 8);
+        if available < task.shape.pages * PAGE_BYTES + SPARE_BYTES {
+            let (has, wants) = (available >> 20, (task.shape.pages >> 8) + (SPARE_BYTES >> 20));
             return Err(MachineError::Setup(format!("the guest has {has} MiB to give, and {wants} MiB are needed")));
         }
         self.port.say(&ToGuest::Begin(task.clone()))?;
@@ -198,14 +205,19 @@ impl QemuMachine {
     fn halt(&self) -> Result<Nanos, MachineError> {
         let mark = self.qmp.mark();
         self.qmp.execute("stop", json!({}))?;
-        self.lock().runs = false;
+        self.set_runs(false);
         Ok(self.qmp.wait(mark, EVENT, |event| event.name == "STOP")?.at)
     }
 
     fn go_on(&self) -> Result<(), MachineError> {
         self.qmp.execute("cont", json!({}))?;
-        self.lock().runs = true;
+        self.set_runs(true);
         Ok(())
+    }
+
+    fn set_runs(&self, runs: bool) {
+        self.lock().runs = runs;
+        self.throttle.note(monotonic(), runs);
     }
 
     fn refuse_running(&self, what: &'static str) -> Result<(), MachineError> {
@@ -220,8 +232,9 @@ impl QemuMachine {
         let process = self.process();
         let ended = process.as_ref().and_then(Process::ended);
         ended.or_else(|| {
-            let closed = MachineError::Hypervisor(format!("QEMU's monitor has closed: {}", self.qmp.closed()?));
-            // Of a QEMU that was killed, the monitor is known to be gone first.
+            let monitor = self.qmp.closed().map(|why| format!("QEMU's monitor has closed: {why}"));
+            let closed = MachineError::Hypervisor(monitor.or_else(|| self.port.closed())?);
+            // Of a QEMU that was killed, its sockets are known to be gone first.
             Some(process.as_ref().map_or(closed.to_string(), |process| process.blame(closed).to_string()))
         })
     }
@@ -274,7 +287,7 @@ impl Machine for QemuMachine {
             Err(error) => {
                 // A guest that can't be stopped has no QEMU any more.
                 self.fail(error);
-                self.lock().runs = false;
+                self.set_runs(false);
                 Paused { asked, left: monotonic() }
             }
         }
@@ -323,7 +336,7 @@ impl Machine for QemuMachine {
     fn left_by_itself(&self, name: &str) -> Result<Departure, MachineError> {
         let left = own::left(&self.qmp, self.own_since.load(Ordering::SeqCst), own::find(name)?);
         // Where QEMU had stopped it before it failed, it is for the caller to let it go on.
-        self.lock().runs = left.is_err() && own::runs(&self.qmp);
+        self.set_runs(left.is_err() && own::runs(&self.qmp));
         left
     }
 
@@ -334,7 +347,8 @@ impl Machine for QemuMachine {
 
     fn arrived_by_itself(&self, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
         own::arrived(&self.qmp, self.own_since.load(Ordering::SeqCst), &|at| {
-            *self.lock() = State { runs: true, executes: true };
+            self.lock().executes = true;
+            self.set_runs(true);
             resumed(at);
         })
     }
@@ -347,10 +361,14 @@ impl Machine for QemuMachine {
         self.process().as_ref().and_then(Process::cpu_ns).unwrap_or(0)
     }
 
-    fn throttle(&self, _: f64) {}
+    fn throttle(&self, share: f64) {
+        if let Err(why) = self.throttle.set(monotonic(), share) {
+            self.fail(MachineError::Hypervisor(why));
+        }
+    }
 
     fn throttled_ns(&self) -> u64 {
-        0
+        self.throttle.taken_ns(monotonic())
     }
 
     fn progress(&self) -> Progress {
@@ -374,7 +392,7 @@ impl Machine for QemuMachine {
         self.stopped.store(true, Ordering::SeqCst);
         let process = self.process().take();
         drop(process);
-        self.lock().runs = false;
+        self.set_runs(false);
     }
 }
 

@@ -6,6 +6,7 @@ use super::kernel::Kernel;
 use super::port::Port;
 use super::process::{self, Process};
 use super::qmp::Qmp;
+use super::throttle::Throttle;
 use crate::error::MachineError;
 use rustix::fd::OwnedFd;
 use serde_json::json;
@@ -28,6 +29,7 @@ pub(super) struct Launched {
     pub(super) process: Process,
     pub(super) port: Port,
     pub(super) qmp: Qmp,
+    pub(super) throttle: Throttle,
     pub(super) drive: Option<Drive>,
     pub(super) folder: TempDir,
 }
@@ -52,13 +54,14 @@ impl Launched {
         // Answered by the main loop: the machine is made by then, and its RAM mapped.
         qmp.execute("query-status", json!({})).map_err(|error| process.blame(error))?;
         let port = Port::over(process.accept(&guest_port, START)?, shape.vcpus)?;
-        watch(shape.ram, &process, &tell)?;
-        Ok(Launched { process, port, qmp, drive, folder })
+        let throttle = watch(shape.ram, &process, &tell, shape.vcpus)?;
+        Ok(Launched { process, port, qmp, throttle, drive, folder })
     }
 }
 
-/// Hears where QEMU has mapped the RAM, and takes a copy of the userfaultfd that was opened there.
-fn watch(ram: &GuestRam, process: &Process, tell: &UnixListener) -> Result<(), MachineError> {
+/// Hears where QEMU has mapped the RAM, and takes a copy of the userfaultfd that was opened there. What is left of the
+/// conversation is the throttle's.
+fn watch(ram: &GuestRam, process: &Process, tell: &UnixListener, vcpus: u32) -> Result<Throttle, MachineError> {
     let hypervisor = MachineError::Hypervisor;
     let unheard = |_| {
         let why = "the library preloaded into QEMU did not speak, so the guest's RAM can't be watched";
@@ -70,18 +73,18 @@ fn watch(ram: &GuestRam, process: &Process, tell: &UnixListener) -> Result<(), M
     let words: Vec<&str> = line.split_whitespace().collect();
     let numbers: Vec<u64> = words.iter().skip(1).filter_map(|word| word.parse().ok()).collect();
     match (words.first().copied(), &numbers[..]) {
-        (Some("ram"), [address, bytes, number]) if *bytes == ram.pages() * PAGE_BYTES => {
+        (Some("ram"), [address, bytes, number, throttles]) if *bytes == ram.pages() * PAGE_BYTES => {
             let denied =
                 |error| hypervisor(format!("QEMU's userfaultfd can't be had; it takes ptrace's rights: {error}"));
             let uffd: OwnedFd = process.descriptor(*number as i32).map_err(denied)?;
             ram.watch_by(Watch::outside(process.id(), *address, ram.pages(), uffd)?)?;
+            Ok(Throttle::over((*throttles == 1).then_some(stream), vcpus))
         }
         (Some("error"), _) => {
             let why = line.trim().trim_start_matches("error ").to_owned();
             let help = "root, /dev/userfaultfd or vm.unprivileged_userfaultfd=1, and no sandbox that forbids it";
-            return Err(hypervisor(format!("QEMU may not open a userfaultfd: {why}; it takes {help}")));
+            Err(hypervisor(format!("QEMU may not open a userfaultfd: {why}; it takes {help}")))
         }
-        _ => return Err(hypervisor(format!("the library preloaded into QEMU said {line:?}"))),
+        _ => Err(hypervisor(format!("the library preloaded into QEMU said {line:?}"))),
     }
-    Ok(())
 }

@@ -20,6 +20,7 @@ struct Heard {
     ready: bool,
     frozen: Option<(String, Vec<(u64, u64)>)>,
     failed: Option<String>,
+    closed: Option<String>,
     progress: Progress,
     longest_ns: u64,
     first: Nanos,
@@ -101,11 +102,13 @@ impl Port {
     ) -> Result<T, MachineError> {
         let end = Instant::now() + patience;
         loop {
+            // Asked before the lock is taken: it may ask this port.
+            let ended = ended();
             let mut heard = self.heard();
             if let Some(picked) = pick(&mut heard) {
                 return Ok(picked);
             }
-            if let Some(why) = heard.failed.clone().or_else(ended) {
+            if let Some(why) = heard.failed.clone().or(ended) {
                 return Err(MachineError::Hypervisor(why));
             }
             if Instant::now() >= end {
@@ -144,6 +147,11 @@ impl Port {
         self.heard().failed.clone()
     }
 
+    /// Why nothing can be heard any more, if the connection broke: as a rule QEMU has ended.
+    pub(super) fn closed(&self) -> Option<String> {
+        self.heard().closed.clone()
+    }
+
     fn heard(&self) -> MutexGuard<'_, Heard> {
         self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -180,7 +188,7 @@ fn listen(mut reader: BufReader<UnixStream>, shared: &Shared) {
             // QEMU's own end is told of by its monitor.
             Ok(None) => over = true,
             Err(error) => {
-                heard.failed = Some(format!("the guest's port: {error}"));
+                heard.closed = Some(format!("the guest's port: {error}"));
                 over = true;
             }
         }
