@@ -124,6 +124,7 @@ pub fn movement(memory: serde_json::Value, disk: serde_json::Value) -> MoveSpec 
         disk: super::choice(disk),
         coordinator: CoordinatorChoice::default(),
         incremental: false,
+        witness: false,
     }
 }
 

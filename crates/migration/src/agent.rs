@@ -24,7 +24,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use whimbrel_energy::Place;
 use whimbrel_machine::Begin;
 use whimbrel_model::event::Mark;
-use whimbrel_model::{ByteRate, Event, Moment, Nanos};
+use whimbrel_model::{ByteRate, Event, Extent, Moment, Nanos};
 use whimbrel_wire::codec::{read_frame_async, write_frame_async};
 use whimbrel_wire::hello::accept_async;
 use whimbrel_wire::{Nic, Refusal, RefusalCode, Role, Token, clock};
@@ -289,6 +289,11 @@ impl Desk {
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
                 return Ok(Answer::Verified { verification: guest.verify(away)? });
             }
+            Command::HashRam { first, count } => {
+                let away = self.away;
+                let guest = self.guest.as_mut().ok_or_else(no_guest)?;
+                return guest.hash_ram(Extent { start: first, count }, away);
+            }
             Command::Discard {} => self.discard(),
         }
         Ok(Answer::Done {})
@@ -335,6 +340,8 @@ impl Desk {
                 self.guest = Some(self.make(spec, Begin::Arriving)?);
             }
         }
+        let guest = self.guest.as_mut().ok_or_else(no_guest)?;
+        let witness = if movement.witness { guest.begin_witness()? } else { None };
         let guest = self.guest()?;
         self.shared.metering.counts(&guest.machine);
         let nic = self.shared.nic(movement.link);
@@ -355,7 +362,8 @@ impl Desk {
             }
             let connections = accept_roles(&coming, &link, needs)?;
             let runtime = runtime.clone();
-            run_destination(DestinationParts { machine, volume, prefetch, connections, recorder: told, runtime })
+            let recorder = told;
+            run_destination(DestinationParts { machine, volume, prefetch, connections, witness, recorder, runtime })
         });
         self.expected = Some(Expected { session: movement.session, nic, cpu_ns: self.cpu_ns(), recorder, thread });
         Ok(())
@@ -368,8 +376,11 @@ impl Desk {
             thread.join().map_err(|_| DriverError::Protocol("the destination's driver panicked".to_owned()))?;
         self.shared.expected().remove(&session);
         let (ending, handed_over) = match arrived {
-            Ok(Arrived { ending, handed_over, watch }) => {
+            Ok(Arrived { ending, handed_over, watch, witness }) => {
                 self.watch = watch;
+                if let Some(guest) = &mut self.guest {
+                    guest.witness = witness;
+                }
                 (ending, handed_over)
             }
             Err(error) => (Ending::Aborted { reason: in_words(&error) }, false),
@@ -396,6 +407,7 @@ impl Desk {
         self.recorder = Recorder::new(Mark::Source);
         self.recorder.record_at(requested, Event::Moment { moment: Moment::Requested });
         let nic = self.shared.nic(movement.link);
+        self.guest.iter_mut().try_for_each(Guest::end_witness)?;
         let guest = self.guest.as_ref().ok_or_else(no_guest)?;
         guest.machine.reset_silence();
         let watch = WorkWatch::start(Arc::clone(&guest.machine), self.recorder.clone());

@@ -78,6 +78,8 @@ pub struct MoveSpec {
     pub coordinator: CoordinatorChoice,
     /// The destination still has the disk as it was when the guest left it last: only what is fresh needs to move.
     pub incremental: bool,
+    /// All RAM is to be compared afterwards, source to destination, where the twin knows a part of it only.
+    pub witness: bool,
 }
 
 /// What a coordinator asks.
@@ -133,6 +135,13 @@ pub enum Command {
     Stop {},
     /// Compare the stopped or frozen guest with its twin.
     Verify {},
+    /// After [`Command::Stop`]: hash these pages of RAM, at most 65,536, for a comparison of source and destination.
+    HashRam {
+        /// The first.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
     /// Forget the guest.
     Discard {},
 }
@@ -146,7 +155,8 @@ impl Command {
             | Command::Migrate { .. }
             | Command::Resolve { .. }
             | Command::Stop {}
-            | Command::Verify {} => true,
+            | Command::Verify {}
+            | Command::HashRam { .. } => true,
             Command::Create { .. }
             | Command::Control { .. }
             | Command::Meter { .. }
@@ -210,6 +220,18 @@ pub enum Answer {
     Verified {
         /// The word.
         verification: Verification,
+    },
+    /// All RAM can't be compared, because.
+    NoHashes {
+        /// Why.
+        why: String,
+    },
+    /// Pages of RAM.
+    Hashes {
+        /// A hash of each page, in order.
+        hashes: Vec<u64>,
+        /// Runs of pages of which nothing can be said, because they were written since: first page and count.
+        left_out: Vec<(u64, u64)>,
     },
     /// The command can't be carried out.
     Refused {

@@ -1,8 +1,9 @@
 //! A guest as a host holds it: RAM, disk, machine, and what the twin check needs of it.
 
-use crate::commands::{DiskSpec, GuestSpec};
+use crate::commands::{Answer, DiskSpec, GuestSpec};
 use crate::driver::DriverError;
 use crate::report::{ControlRun, WorkSample};
+use crate::witness::{self, PAGES_AT_ONCE, Witness};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,7 @@ use whimbrel_memory::dirty_logs::DIRTY_LOGS;
 use whimbrel_memory::{DirtyLog, GuestRam};
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::stream::Shape;
-use whimbrel_model::{Nanos, PAGE_BYTES};
+use whimbrel_model::{Extent, Nanos, PAGE_BYTES};
 use whimbrel_wire::clock;
 use whimbrel_workloads::BuildContext;
 
@@ -67,6 +68,8 @@ pub(crate) struct Guest {
     /// It began here, on a base image that every host has.
     on_base: bool,
     twin: Option<Twin>,
+    /// What was written since the guest arrived, where all its pages were carried over.
+    pub(crate) witness: Option<Witness>,
 }
 
 impl Guest {
@@ -98,7 +101,7 @@ impl Guest {
             volume.iter().for_each(|volume| volume.begin_visit());
         }
         let machine = build_machine(&spec, begin, &ram, &volume)?;
-        Ok(Guest { spec, machine, volume, ram, pool: Arc::clone(pool), image, on_base, twin: None })
+        Ok(Guest { spec, machine, volume, ram, pool: Arc::clone(pool), image, on_base, twin: None, witness: None })
     }
 
     /// Makes ready for the guest's return: RAM and disk stay as they are, the machine starts anew.
@@ -131,6 +134,41 @@ impl Guest {
             return Err(other(format!("{name} moves no disk")));
         }
         Ok(kind(&self.spec)?.own.find(name).map_err(other)?.build.lanes)
+    }
+
+    /// Sees from now on what is written here, where the twin can't tell of all RAM.
+    ///
+    /// # Errors
+    /// The kernel lacks what that needs.
+    pub(crate) fn begin_witness(&mut self) -> Result<Option<Witness>, DriverError> {
+        self.end_witness()?;
+        if kind(&self.spec)?.filled_by_host { Ok(None) } else { Witness::begin(self.machine.ram()).map(Some) }
+    }
+
+    /// Nobody will ask what was written here.
+    ///
+    /// # Errors
+    /// The kernel fails.
+    pub(crate) fn end_witness(&mut self) -> Result<(), DriverError> {
+        self.witness.take().map_or(Ok(()), Witness::end)
+    }
+
+    /// Hashes of the paused guest's pages, and which of them were written since it arrived here. A frozen source has
+    /// written nothing since.
+    ///
+    /// # Errors
+    /// The kernel fails, or too many are asked for.
+    pub(crate) fn hash_ram(&mut self, pages: Extent, frozen: bool) -> Result<Answer, DriverError> {
+        let left_out = match &mut self.witness {
+            _ if pages.count > PAGES_AT_ONCE => return Err(other(format!("at most {PAGES_AT_ONCE} pages at once"))),
+            _ if frozen => Vec::new(),
+            None => {
+                let why = "pages were left behind at the switchover, or the twin knows all of them".to_owned();
+                return Ok(Answer::NoHashes { why });
+            }
+            Some(witness) => witness.written()?.extents().map(|run| (run.start, run.count)).collect(),
+        };
+        Ok(Answer::Hashes { hashes: witness::hashes(self.machine.ram(), pages), left_out })
     }
 
     /// A dirty log over the guest's RAM.

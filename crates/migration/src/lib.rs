@@ -16,6 +16,7 @@ pub mod metrics;
 mod recorder;
 pub mod report;
 pub mod session;
+mod witness;
 
 pub use coordinator::CoordinatorChoice;
 pub use coordinators::COORDINATORS;

@@ -2,22 +2,20 @@
 //! judged.
 
 mod energy;
+mod judge;
 
 pub use energy::{EnergyPlan, Powers};
 
 use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use crate::coordinator::CoordinatorChoice;
 use crate::core::{Ending, Progress};
-use crate::report::{
-    Alive, ControlRun, Cpu, Facts, LinkCounters, OfferedFacts, Outcome, Verdict as RowVerdict, Verify,
-};
+use crate::report::{Alive, ControlRun, Cpu, Facts, LinkCounters, OfferedFacts, Outcome};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use whimbrel_disk::DiskChoice;
 use whimbrel_energy::HostMeter;
-use whimbrel_machine::{Verdict, Verification};
 use whimbrel_memory::MemoryChoice;
 use whimbrel_model::{Event, Family, Moment, PAGE_BYTES, Recorded};
 use whimbrel_wire::codec::{read_frame, write_frame};
@@ -349,6 +347,7 @@ impl Move<'_> {
             disk: self.plan.disk.clone(),
             coordinator: self.plan.coordinator.clone(),
             incremental: self.trip > 1,
+            witness: self.plan.verify && self.plan.own.is_none(),
         };
         there.done(&Command::Receive { spec: self.plan.guest.clone(), movement: movement(back) })?;
         let migrate = Command::Migrate { to: there.address, movement: movement(out) };
@@ -489,43 +488,6 @@ impl Move<'_> {
         accelerators.dedup();
         Trip { events, facts, accelerator: accelerators.join("+"), own, missing_blocks: None }
     }
-
-    /// The twin's word: on the frozen source, and on the guest at the end.
-    fn verify(&self, here: &mut Agent, there: &mut Agent, outcome: Outcome) -> Verify {
-        let skipped = |why: &str| Verify { scope: format!("not compared: {why}"), ..Verify::default() };
-        if !self.plan.verify {
-            return skipped("the experiment asks for no check");
-        }
-        let mut words: Vec<Result<Verification, SessionError>> = Vec::new();
-        let ask = |agent: &mut Agent| {
-            agent.expect(&Command::Verify {}, |a| match a {
-                Answer::Verified { verification } => Some(verification),
-                _ => None,
-            })
-        };
-        match outcome {
-            Outcome::Completed => std::thread::scope(|scope| {
-                let frozen = scope.spawn(|| ask(here));
-                let end = ask(there);
-                // A source that is gone since has no word; the guest at the destination is judged all the same.
-                words.extend(frozen.join().into_iter().filter(|word| word.is_ok() || end.is_err()));
-                words.push(end);
-            }),
-            Outcome::Aborted => words.push(ask(here)),
-            _ => return skipped("the guest is whole nowhere"),
-        }
-        let mut verify = Verify { memory: RowVerdict::Equal, disk: RowVerdict::Equal, ..Verify::default() };
-        if self.plan.guest.disk.is_none() {
-            verify.disk = RowVerdict::Skipped;
-        }
-        for word in words {
-            match word {
-                Ok(word) => join(&mut verify, word),
-                Err(error) => return skipped(&in_words(&error)),
-            }
-        }
-        verify
-    }
 }
 
 /// Pauses the guest before it is judged: it would run on meanwhile, and the twin would have all of that to do too.
@@ -534,24 +496,6 @@ fn stop(holder: &mut Agent) -> Result<Vec<Recorded>, SessionError> {
         Answer::Stopped { events } => Some(events),
         _ => None,
     })
-}
-
-/// Joins another comparison to what is known: different once is different.
-fn join(verify: &mut Verify, word: Verification) {
-    let worse = |known: RowVerdict, new: Verdict| match (known, new) {
-        (RowVerdict::Different, _) | (_, Verdict::Different) => RowVerdict::Different,
-        (known, _) => known,
-    };
-    verify.memory = worse(verify.memory, word.memory);
-    verify.disk = worse(verify.disk, word.disk);
-    if !verify.scope.is_empty() {
-        verify.scope.push_str("; ");
-    }
-    verify.scope.push_str(&word.scope);
-    verify.compared += word.compared;
-    verify.excluded += word.excluded;
-    verify.operations = word.operations;
-    verify.first_difference = verify.first_difference.take().or(word.first_difference);
 }
 
 fn payload_bytes(events: &[Recorded]) -> u64 {

@@ -8,6 +8,7 @@ use super::watch::WorkWatch;
 use super::{DriverError, FAREWELL, in_words};
 use crate::core::{DestinationCore, DestinationEffect, DestinationInput, Ending};
 use crate::recorder::Recorder;
+use crate::witness::Witness;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -35,6 +36,8 @@ pub struct DestinationParts {
     pub prefetch: Option<Box<dyn Schedule<Block>>>,
     /// The streams from the source.
     pub connections: Connections,
+    /// What sees the guest's writes here, if it is to be asked.
+    pub witness: Option<Witness>,
     /// Where events go.
     pub recorder: Recorder,
     /// Where NBD runs.
@@ -49,6 +52,8 @@ pub struct Arrived {
     pub handed_over: bool,
     /// Reads the guest's progress as long as it is kept.
     pub watch: Option<WorkWatch>,
+    /// What has seen every write of the guest here; `None` also where pages were left behind.
+    pub witness: Option<Witness>,
 }
 
 /// Takes a guest in. Returns when the move has ended on this host.
@@ -56,7 +61,7 @@ pub struct Arrived {
 /// # Errors
 /// Setup failed; nothing has run here.
 pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> {
-    let DestinationParts { machine, volume, prefetch, connections, recorder, runtime } = parts;
+    let DestinationParts { machine, volume, prefetch, connections, witness, recorder, runtime } = parts;
     volume.iter().for_each(|v| v.begin_receive());
     begin_as_destination(&connections.control)?;
     let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror } = connections;
@@ -112,6 +117,7 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
         inputs,
         timer: None,
         watch: None,
+        witness,
         ending: None,
     };
     let ending = destination.run(&received);
@@ -120,7 +126,8 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
         sever.iter().for_each(Severer::sever);
         bid_farewell(&destination.control, &heard_all);
     }
-    Ok(Arrived { ending, handed_over: destination.core.was_handed_over(), watch: destination.watch })
+    let handed_over = destination.core.was_handed_over();
+    Ok(Arrived { ending, handed_over, watch: destination.watch, witness: destination.witness })
 }
 
 /// Ends the control connection in order: what was said last, why this host gives up, arrives before the end; the source
@@ -206,6 +213,7 @@ struct Destination {
     inputs: Sender<DestinationInput>,
     timer: Option<Nanos>,
     watch: Option<WorkWatch>,
+    witness: Option<Witness>,
     ending: Option<Ending>,
 }
 
@@ -281,6 +289,8 @@ impl Destination {
     /// Sees to it that nobody touches what is missing.
     fn guard(&mut self, pages: UnitSet<Page>, blocks: Option<UnitSet<Block>>) -> Result<(), DriverError> {
         if !pages.is_empty() {
+            // What is left behind can't be compared, and faults are served instead.
+            self.witness.take().map_or(Ok(()), Witness::end)?;
             let inputs = self.inputs.clone();
             let on_fault = move |page, _| drop(inputs.send(DestinationInput::Fault(vec![page])));
             let guarded = MissingPages::begin(Arc::clone(self.machine.ram()), pages, Box::new(on_fault))?;

@@ -187,7 +187,7 @@ pub fn arrive_own(
     };
     // A source that is gone has other means to know.
     let _ = write_frame(&mut &control, &word, &[]);
-    Ok(Arrived { ending, handed_over, watch })
+    Ok(Arrived { ending, handed_over, watch, witness: None })
 }
 
 /// Carries one of the hypervisor's streams over a lane, both ways, until both have ended.

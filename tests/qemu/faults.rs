@@ -1,0 +1,221 @@
+//! What goes wrong with a QEMU: killed, its monitor closed, a library that isn't preloaded, a sandbox, a device state that
+//! can't be taken up. The guest goes on at the source or is lost, is never on both sides, and nothing is left behind.
+
+use super::{SMALL, available, nothing_is_left, run};
+use serde_json::Value;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use tempfile::TempDir;
+
+/// The numbers of the QEMUs that know `folder`, and whether each waits for a guest to arrive.
+fn qemus(folder: &Path) -> Vec<(i32, bool)> {
+    let named = folder.display().to_string();
+    let numbers = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let found = numbers.filter_map(|number| {
+        let line = fs::read_to_string(format!("/proc/{number}/cmdline")).ok()?;
+        let words: Vec<&str> = line.split('\0').collect();
+        let is_qemu = words[0].ends_with("qemu-system-x86_64") && line.contains(&named);
+        is_qemu.then(|| (number, words.contains(&"-incoming")))
+    });
+    found.collect()
+}
+
+/// A run on a slow link, to which `harm` is done while pages are pushed; its row.
+fn run_and(folder: &Path, path: Option<&Path>, harm: impl FnOnce()) -> Value {
+    fs::write(folder.join("x.toml"), format!("{SMALL}[link]\nrate = \"200 Mbit/s\"\n")).unwrap();
+    fs::create_dir_all(folder.join("tmp")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_whimbrel"));
+    command.arg("run").arg(folder.join("x.toml")).arg("--out").arg(folder.join("run"));
+    if let Some(path) = path {
+        command.env("PATH", path);
+    }
+    let mut running: Child = command.env("TMPDIR", folder.join("tmp")).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(running.stderr.take().unwrap()).lines();
+    let mut told = Vec::new();
+    assert!(
+        lines.by_ref().any(|line| {
+            told.push(line.unwrap());
+            told.last().is_some_and(|line| line.contains("push  round 0"))
+        }),
+        "{told:#?}"
+    );
+    harm();
+    lines.for_each(drop);
+    assert_eq!(running.wait().unwrap().code(), Some(1));
+    let kept = fs::read_to_string(folder.join("run/trials.jsonl")).unwrap();
+    nothing_is_left(folder);
+    serde_json::from_str(kept.lines().next().unwrap()).unwrap()
+}
+
+/// Kills one of the two QEMUs that know `folder`.
+fn kill(folder: &Path, arriving: bool) {
+    let (number, _) = qemus(folder).into_iter().find(|(_, incoming)| *incoming == arriving).expect("both QEMUs run");
+    rustix::process::kill_process(rustix::process::Pid::from_raw(number).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+}
+
+/// A folder of programs in whose `qemu-system-x86_64` the shell's `script` stands before the real one, `$qemu`.
+struct Tools {
+    folder: TempDir,
+    qemu: PathBuf,
+    bash: PathBuf,
+}
+
+impl Tools {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let found = |name: &str| {
+            let output = Command::new("sh").args(["-c", &format!("command -v {name}")]).output().unwrap();
+            PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+        };
+        for name in ["ldd", "bash", "perl"] {
+            symlink(found(name), folder.path().join(name)).unwrap();
+        }
+        Tools { folder, qemu: found("qemu-system-x86_64"), bash: found("bash") }
+    }
+
+    fn wrap(&self, script: &str) -> &Path {
+        let (bash, qemu) = (self.bash.display(), self.qemu.display());
+        let wrapper = self.folder.path().join("qemu-system-x86_64");
+        fs::write(&wrapper, format!("#!{bash}\nqemu={qemu}\n{script}\n")).unwrap();
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        self.folder.path()
+    }
+}
+
+/// Forbids userfaultfd by a filter of system calls, as a sandbox would: number 323, and what `/dev/userfaultfd` takes.
+const SANDBOX: &str = r#"exec perl -e '
+    my @rules = ([0x20,0,0,0],[0x15,4,0,323],[0x15,0,2,16],[0x20,0,0,24],[0x15,1,0,0xaa00],[6,0,0,0x7fff0000],[6,0,0,0x50001]);
+    my $rules = join "", map { pack "SCCL", @$_ } @rules;
+    my $program = pack "Sx6P", scalar(@rules), $rules;
+    syscall(157, 38, 1, 0, 0, 0) == 0 or die "no_new_privs: $!";
+    syscall(157, 22, 2, $program) == 0 or die "seccomp: $!";
+    exec @ARGV or die $!' -- "$qemu" "$@""#;
+
+#[test]
+fn a_guest_goes_on_at_the_source_where_the_other_qemu_dies_and_is_lost_with_its_own() {
+    if !available("a_guest_goes_on_at_the_source") {
+        return;
+    }
+    for (arriving, outcome, memory) in [(true, "aborted", "equal"), (false, "lost", "skipped")] {
+        let folder = tempfile::tempdir().unwrap();
+        let row = run_and(folder.path(), None, || kill(folder.path(), arriving));
+        assert_eq!((&row["outcome"], &row["verify"]["memory"]), (&outcome.into(), &memory.into()), "{row:#}");
+        assert!(row["reason"].as_str().unwrap().contains("QEMU has ended (signal: 9"), "{row:#}");
+    }
+}
+
+#[test]
+fn a_qemu_that_preloads_nothing_or_is_missing_is_told_of() {
+    if !available("a_qemu_that_preloads_nothing") {
+        return;
+    }
+    let tools = Tools::new();
+    let without = |path: &Path, needle: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let (output, rows) = run(folder.path(), SMALL, Some(path));
+        let reason = rows[0]["reason"].as_str().unwrap_or_default().to_owned();
+        assert!(output.status.code() == Some(1) && reason.contains(needle), "{reason}");
+        nothing_is_left(folder.path());
+    };
+    without(tools.folder.path(), "qemu-system-x86_64 can't be started");
+    without(tools.wrap("unset LD_PRELOAD\nexec $qemu \"$@\""), "preloaded into QEMU did not speak");
+    without(tools.wrap("exec $qemu \"$@\" -no-such-option"), "-no-such-option");
+    without(tools.wrap(SANDBOX), "QEMU may not open a userfaultfd: Operation not permitted");
+}
+
+#[test]
+fn a_guest_goes_on_at_the_source_where_its_device_state_cannot_be_taken_up() {
+    if !available("a_guest_goes_on_where_its_device_state") {
+        return;
+    }
+    // The source's guest has a device that the destination's lacks.
+    let more = "case \"$*\" in *-incoming*) exec $qemu \"$@\";; *) exec $qemu \"$@\" -device virtio-rng-pci;; esac";
+    let (tools, folder) = (Tools::new(), tempfile::tempdir().unwrap());
+    let (output, rows) = run(folder.path(), SMALL, Some(tools.wrap(more)));
+    let row = &rows[0];
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!((&row["outcome"], &row["verify"]["memory"]), (&"aborted".into(), &"equal".into()), "{row:#}");
+    assert!(row["reason"].as_str().unwrap().contains("the device state can't be taken up"), "{row:#}");
+    nothing_is_left(folder.path());
+}
+
+/// Stands between QEMUs and whoever has their monitors, until it cuts them.
+struct Monitors {
+    folder: TempDir,
+    cut: Arc<Mutex<Vec<(UnixStream, bool)>>>,
+}
+
+impl Monitors {
+    /// Each QEMU, before it starts, tells its folder and whether it waits for a guest, and is told when its monitor's new
+    /// place can be connected to.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["asked", "answered"] {
+            let made = Command::new("mkfifo").arg(folder.path().join(name)).status().unwrap();
+            assert!(made.success());
+        }
+        let cut: Arc<Mutex<Vec<(UnixStream, bool)>>> = Arc::default();
+        let (known, at) = (Arc::clone(&cut), folder.path().to_owned());
+        std::thread::spawn(move || {
+            while let Ok(asked) = fs::read_to_string(at.join("asked")) {
+                let Some((place, arriving)) = asked.trim().split_once(' ') else { return };
+                let place = PathBuf::from(place);
+                let listener = UnixListener::bind(place.join("qmp.cut")).unwrap();
+                fs::write(at.join("answered"), "go\n").unwrap();
+                let (theirs, ours) = (listener.accept().unwrap().0, UnixStream::connect(place.join("qmp")).unwrap());
+                known.lock().unwrap().push((ours.try_clone().unwrap(), arriving == "yes"));
+                for (mut from, mut to) in [(theirs.try_clone().unwrap(), ours.try_clone().unwrap()), (ours, theirs)] {
+                    std::thread::spawn(move || {
+                        // Cut or ended, both are what is to be seen.
+                        let _ = io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Monitors { folder, cut }
+    }
+
+    fn script(&self) -> String {
+        let at = self.folder.path().display();
+        format!(
+            "case \"$*\" in *-incoming*) arriving=yes;; *) arriving=no;; esac\n\
+             echo \"$PWD $arriving\" > {at}/asked\nread answer < {at}/answered\n\
+             exec $qemu \"${{@//\\/qmp,server/\\/qmp.cut,server}}\""
+        )
+    }
+
+    fn cut(&self, arriving: bool) {
+        let known = self.cut.lock().unwrap();
+        let (stream, _) = known.iter().rfind(|(_, is)| *is == arriving).expect("both QEMUs run");
+        stream.shutdown(Shutdown::Both).unwrap();
+    }
+}
+
+impl Drop for Monitors {
+    fn drop(&mut self) {
+        // The thread that listens reads an empty question, and ends.
+        let _ = fs::OpenOptions::new().write(true).open(self.folder.path().join("asked")).map(|mut f| f.write(b"\n"));
+    }
+}
+
+#[test]
+fn a_guest_whose_monitor_closes_is_on_one_side_at_most() {
+    if !available("a_guest_whose_monitor_closes") {
+        return;
+    }
+    let tools = Tools::new();
+    for (arriving, outcome, memory) in [(true, "aborted", "equal"), (false, "lost", "skipped")] {
+        let (folder, monitors) = (tempfile::tempdir().unwrap(), Monitors::new());
+        let row = run_and(folder.path(), Some(tools.wrap(&monitors.script())), || monitors.cut(arriving));
+        assert_eq!((&row["outcome"], &row["verify"]["memory"]), (&outcome.into(), &memory.into()), "{row:#}");
+        assert!(row["reason"].as_str().unwrap().contains("QEMU's monitor has closed"), "{row:#}");
+    }
+}
