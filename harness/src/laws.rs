@@ -108,16 +108,20 @@ pub fn number(value: &Value) -> Option<f64> {
 /// The joules of a trip, and what a law explains them by.
 type Trip = (f64, Vec<f64>);
 
-/// A guest of a trial: experiment, cell, trial and guest.
-type Sample<'a> = (&'a str, &'a str, u32, u32);
+/// A guest of a trial: experiment, cell, trial and guest, and which of several runs it is of.
+type Sample<'a> = (&'a str, &'a str, u32, u32, usize);
 
 /// A point a trial and guest: the mean of its trips. A trial of which a trip lacks something is left out.
 fn points(rows: &[&Row], explained: impl Fn(&Row) -> Option<Trip>) -> Vec<Point> {
     let mut samples: BTreeMap<Sample<'_>, Vec<Option<Trip>>> = BTreeMap::new();
+    // The rows of several runs of one experiment differ in nothing that a row says: a trip that was there is another run's.
+    let mut seen = BTreeMap::new();
     for row in rows {
-        samples.entry((&row.experiment, &row.cell, row.trial, row.guest)).or_default().push(explained(row));
+        let times: &mut usize = seen.entry((&row.experiment, &row.cell, row.trial, row.guest, row.trip)).or_default();
+        samples.entry((&row.experiment, &row.cell, row.trial, row.guest, *times)).or_default().push(explained(row));
+        *times += 1;
     }
-    let point = |((_, cell, _, _), trips): (Sample<'_>, Vec<Option<Trip>>)| {
+    let point = |((_, cell, ..), trips): (Sample<'_>, Vec<Option<Trip>>)| {
         let trips: Vec<Trip> = trips.into_iter().collect::<Option<_>>()?;
         let mean = |pick: &dyn Fn(&Trip) -> f64| trips.iter().map(pick).sum::<f64>() / trips.len() as f64;
         let regressors = (0..trips[0].1.len()).map(|n| mean(&|trip| trip.1[n])).collect();
@@ -232,5 +236,8 @@ mod tests {
         assert_eq!(had.iter().map(|p| p.0).collect::<Vec<_>>(), [12.5, 25.0, 50.0]);
         assert!(had.iter().zip(&law).all(|(a, b)| (a.1 - b.1).abs() < 1e-3) && had[0].1 > had[2].1);
         assert!(of_kind(&rows, EnergyKind::Modelled).is_empty());
+        // Rows of two runs of one experiment are points of their own.
+        let twice: Vec<&Row> = rows.iter().chain(&rows).collect();
+        assert_eq!(overheads(&twice)[0].points.len(), 10);
     }
 }

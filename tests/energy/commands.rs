@@ -25,8 +25,17 @@ const HOST: [&str; 18] = [
     "1 Gbit/s",
 ];
 
-fn kept() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("results/strunk2013/latest").display().to_string()
+/// The kept runs, one a seed.
+fn kept() -> Vec<String> {
+    let latest = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("results/strunk2013/latest");
+    let runs = std::fs::read_dir(latest).unwrap().map(|entry| entry.unwrap().path().display().to_string());
+    let runs: Vec<String> = runs.collect();
+    assert!(!runs.is_empty());
+    runs
+}
+
+fn of_kept<'a>(command: &[&'a str], runs: &'a [String], options: &[&'a str]) -> Vec<&'a str> {
+    command.iter().copied().chain(runs.iter().map(String::as_str)).chain(options.iter().copied()).collect()
 }
 
 fn jettison(trace: &str) -> std::process::Output {
@@ -38,8 +47,10 @@ fn jettison(trace: &str) -> std::process::Output {
 
 #[test]
 fn a_law_is_fitted_and_says_of_what() {
-    let output = whimbrel(&["energy", "fit", &kept(), "--json"]);
+    let runs = kept();
+    let output = whimbrel(&of_kept(&["energy", "fit"], &runs, &["--json"]));
     let fit: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(fit["rows"], 7 * runs.len());
     assert_eq!(fit["kind"], "modelled");
     let laws = fit["laws"].as_array().unwrap();
     let over = |law: &Value| law["over"].as_str().map(str::to_owned);
@@ -55,7 +66,7 @@ fn a_law_is_fitted_and_says_of_what() {
 
 #[test]
 fn a_model_is_not_calibrated_on_itself() {
-    let output = whimbrel(&["energy", "calibrate", &kept()]);
+    let output = whimbrel(&of_kept(&["energy", "calibrate"], &kept(), &[]));
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(message.contains("latest") && message.contains("every row is modelled"), "{message}");
@@ -103,7 +114,7 @@ fn a_run_gives_the_trace_that_jettison_reads() {
     assert!(!faults.is_empty() && faults.iter().all(|fault| fault.bytes > 0), "{trace}");
     assert!(faults.iter().all(|fault| fault.at.as_nanos() <= u128::from(row["total_ns"].as_u64().unwrap())));
     assert_eq!(jettison(&trace).status.code(), Some(0));
-    let output = whimbrel(&["energy", "trace", &kept()]);
+    let output = whimbrel(&["energy", "trace", &kept()[0]]);
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && message.contains("events.jsonl"), "{message}");
 }

@@ -6,7 +6,7 @@
 //! | [`Law::Liu`] | a x bytes + b | Liu et al., HPDC 2011 |
 //! | [`Law::Model`] | core_w x CPU time + byte_nj x bytes + base_w x time | the model of [`crate::model`] |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What one sample knows of a migration.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,11 +71,14 @@ impl Fit {
 /// Fits a law by least squares.
 ///
 /// # Errors
-/// The points don't determine its coefficients: too few, or all alike.
+/// The points don't determine its coefficients: fewer cells than those, or all alike. Samples of one cell differ by noise
+/// alone, of which no law is made.
 pub fn fit(law: Law, points: &[Point]) -> Result<Fit, Undetermined> {
     let names = law.coefficients();
     let all: Vec<&Point> = points.iter().collect();
-    let solved = solve(law, &all).ok_or(Undetermined { points: points.len(), coefficients: names.len() })?;
+    let cells = points.iter().map(|p| &p.cell).collect::<BTreeSet<_>>().len();
+    let undetermined = Undetermined { points: points.len(), cells, coefficients: names.len() };
+    let solved = solve(law, &all).filter(|_| cells >= names.len()).ok_or(undetermined)?;
     let mean = all.iter().map(|p| p.joules).sum::<f64>() / all.len() as f64;
     let around: f64 = all.iter().map(|p| (p.joules - mean).powi(2)).sum();
     let left: f64 = all.iter().map(|p| (p.joules - value(&solved, p)).powi(2)).sum();
@@ -93,9 +96,10 @@ pub fn fit(law: Law, points: &[Point]) -> Result<Fit, Undetermined> {
 
 /// Points that say too little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{points} points don't determine {coefficients} coefficients: vary more, or more widely")]
+#[error("{points} points of {cells} cells don't determine {coefficients} coefficients: vary more, or more widely")]
 pub struct Undetermined {
     points: usize,
+    cells: usize,
     coefficients: usize,
 }
 
@@ -211,6 +215,10 @@ mod tests {
         let why = fit(Law::Strunk, &points).unwrap_err().to_string();
         assert!(why.contains("5 points") && why.contains("2 coefficients"), "{why}");
         assert!(fit(Law::Liu, &[]).is_err());
+        // Noise of one cell is no dependence.
+        let noise = [1.0, 1.1, 0.9].map(|x| Point { regressors: vec![x, 1.0], ..strunk(256.0, 20.0 * x, 3.0, 1e-6) });
+        let noise: Vec<Point> = noise.into_iter().map(|p| Point { cell: "all".to_owned(), ..p }).collect();
+        assert!(fit(Law::Liu, &noise).unwrap_err().to_string().contains("of 1 cells"));
         // Two cells fit two coefficients, and neither predicts the other.
         let two = [strunk(256.0, 20.0, 3.0, 1e-6), strunk(256.0, 40.0, 3.0, 1e-6)];
         let fit = fit(Law::Strunk, &two).unwrap();

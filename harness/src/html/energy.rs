@@ -72,6 +72,11 @@ fn table(summary: &Summary) -> String {
 }
 
 fn laws_table(fitted: &[Fitted]) -> String {
+    if fitted.iter().all(|law| law.fit.is_err()) {
+        return String::from(
+            "<p class=faint>No law was fitted: the cells vary neither memory nor bandwidth enough.</p>",
+        );
+    }
     let mut text = String::from(
         "<div class=wide><table><tr><th class=word>law<th class=word>fitted<th class=word>coefficients<th>R squared\
          <th>error on cells held out<br><span class=faint>%, mean</span>",
