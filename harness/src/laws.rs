@@ -4,6 +4,7 @@
 //! differ in one quantity alone show how the overhead depends on it.
 
 use crate::row::Row;
+use crate::summary::quantile;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use whimbrel_energy::fit::{Fit, Law, Point, fit};
@@ -181,15 +182,16 @@ impl Fitted {
         }
     }
 
-    /// The mean of the points of each cell, had and by the law, by what varies: two lines for a chart.
+    /// The median of the points of each cell, had and by the law, by what varies: two lines for a chart.
     pub fn lines(&self) -> Option<[Vec<(f64, f64)>; 2]> {
         let fit = self.fit.as_ref().ok()?;
-        let mean = |cell: &str, value: &dyn Fn(&Point) -> f64| {
-            let values: Vec<f64> = self.points.iter().filter(|p| p.cell == cell).map(value).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        let median = |cell: &str, value: &dyn Fn(&Point) -> f64| {
+            let mut values: Vec<f64> = self.points.iter().filter(|p| p.cell == cell).map(value).collect();
+            values.sort_by(f64::total_cmp);
+            quantile(&values, 0.5)
         };
         let line = |value: &dyn Fn(&Point) -> f64| {
-            self.cells.iter().filter_map(|(x, cell)| Some((*x, mean(cell, value)?))).collect::<Vec<_>>()
+            self.cells.iter().filter_map(|(x, cell)| Some((*x, median(cell, value)?))).collect::<Vec<_>>()
         };
         Some([line(&|p| p.joules), line(&|p| fit.at(p))])
     }

@@ -4,7 +4,8 @@ use crate::meter::{Place, Reading, Unmeasured};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use whimbrel_model::Nanos;
 
 /// More than any of these files holds.
@@ -41,12 +42,67 @@ pub(crate) fn number(path: &Path) -> Result<u64, Unmeasured> {
         }
         std::thread::yield_now();
     }
-    last.parse().map_err(|_| Unmeasured::because(format!("{} holds {last:.40?}, not a whole number", path.display())))
+    last.parse().map_err(|_| no_number(path, &last))
 }
 
-/// A counter in microjoules.
-pub(crate) fn reading(path: &Path, now: Nanos) -> Result<Reading, Unmeasured> {
-    number(path).map(|uj| Reading { at: now, uj })
+/// The file of a counter in microjoules. It stays open: at a hundred readings a second, opening it anew would be most of what
+/// a reading costs.
+pub(crate) struct CounterFile {
+    path: PathBuf,
+    file: Option<File>,
+    last: Option<u64>,
+}
+
+impl CounterFile {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        CounterFile { path, file: None, last: None }
+    }
+
+    /// The counter.
+    pub(crate) fn read(&mut self, now: Nanos) -> Result<Reading, Unmeasured> {
+        let mut uj = self.number()?;
+        if self.last == Some(uj) && self.is_gone() {
+            self.file = None;
+            uj = self.number()?;
+        }
+        self.last = Some(uj);
+        Ok(Reading { at: now, uj })
+    }
+
+    /// Whether the file was replaced or removed since it was opened, and so never changes again: it has no name any more. The
+    /// kernel's own keep theirs, and can't be read once they are gone.
+    fn is_gone(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.metadata().map_or(true, |known| known.nlink() == 0))
+    }
+
+    fn number(&mut self) -> Result<u64, Unmeasured> {
+        let mut bytes = [0; 64];
+        let mut filled = 0;
+        for _ in 0..ATTEMPTS {
+            filled = self.read_at_start(&mut bytes).map_err(|e| Unmeasured::file(&self.path, &e))?;
+            if filled > 0 {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        let text = std::str::from_utf8(&bytes[..filled]).unwrap_or_default().trim();
+        text.parse().map_err(|_| no_number(&self.path, text))
+    }
+
+    fn read_at_start(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => File::open(&self.path)?,
+        };
+        // One that can't be read is not kept: a zone that goes and comes back is another file.
+        let filled = file.read_at(bytes, 0)?;
+        self.file = Some(file);
+        Ok(filled)
+    }
+}
+
+fn no_number(path: &Path, text: &str) -> Unmeasured {
+    Unmeasured::because(format!("{} holds {text:.40?}, not a whole number", path.display()))
 }
 
 /// The names in a folder, sorted.
@@ -128,6 +184,25 @@ fn counts_packages(place: &Place) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_counter_that_is_replaced_or_removed_is_not_read_from_its_grave() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, next) = (dir.path().join("energy_uj"), dir.path().join("next"));
+        std::fs::write(&path, "5\n").unwrap();
+        let mut counter = CounterFile::new(path.clone());
+        let mut uj = || counter.read(Nanos(1)).map(|reading| reading.uj);
+        assert_eq!(uj(), Ok(5));
+        std::fs::write(&path, "7\n").unwrap();
+        assert_eq!(uj(), Ok(7));
+        std::fs::write(&next, "9\n").unwrap();
+        std::fs::rename(&next, &path).unwrap();
+        assert_eq!(uj(), Ok(9));
+        std::fs::remove_file(&path).unwrap();
+        assert!(uj().unwrap_err().why.contains("energy_uj"));
+        std::fs::write(&path, "11\n").unwrap();
+        assert_eq!(uj(), Ok(11));
+    }
 
     #[test]
     fn lists_of_processors_are_read_and_bounded() {

@@ -42,7 +42,7 @@ pub(super) fn section(summary: &Summary, rows: &[Row]) -> String {
         if let (Some(over), Some([had, by_law])) = (law.over, law.lines()) {
             let title = format!("Energy overhead {} ({word})", law.range());
             let label = |label: &str, points| Line { label: label.to_owned(), points };
-            text.push_str(&lines(&title, over, "J", 1.0, &[label("mean", had), label(law.law, by_law)]));
+            text.push_str(&lines(&title, over, "J", 1.0, &[label("had", had), label(law.law, by_law)]));
         }
     }
     text

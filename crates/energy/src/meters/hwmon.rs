@@ -3,9 +3,8 @@
 //! Drivers give them labels of their own: `Esocket0` and `Ecore000` (amd_energy). What has no label that covers a socket or the
 //! board, such as the counter of a graphics card, is shown and not counted.
 
-use crate::files;
+use crate::files::{self, CounterFile};
 use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured, counted};
-use std::path::PathBuf;
 use whimbrel_model::{Entry, Nanos};
 
 pub(super) const ENTRY: Entry<Open> = Entry {
@@ -18,7 +17,7 @@ pub(super) const ENTRY: Entry<Open> = Entry {
 
 struct Hwmon {
     domains: Vec<Domain>,
-    counters: Vec<PathBuf>,
+    counters: Vec<CounterFile>,
 }
 
 impl Meter for Hwmon {
@@ -27,7 +26,7 @@ impl Meter for Hwmon {
     }
 
     fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
-        self.counters.iter().map(|path| files::reading(path, now)).collect()
+        self.counters.iter_mut().map(|counter| counter.read(now)).collect()
     }
 }
 
@@ -47,7 +46,7 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
             let label = if label.is_empty() { counter.trim_end_matches("_input").to_owned() } else { label };
             let name = format!("{device}:{driver:.30}/{label:.30}");
             meter.domains.push(Domain { name, kind, package, range_uj: None });
-            meter.counters.push(folder.join(counter));
+            meter.counters.push(CounterFile::new(folder.join(counter)));
         }
     }
     if meter.domains.is_empty() {
@@ -61,7 +60,7 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
             class.display()
         )));
     };
-    files::number(&meter.counters[first])?;
+    meter.counters[first].read(Nanos(0))?;
     Ok(Box::new(meter))
 }
 

@@ -7,7 +7,7 @@
 //!   intel-rapl-mmio:0    name = package-0           the same counter by another way: not counted again
 //! ```
 
-use crate::files;
+use crate::files::{self, CounterFile};
 use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured, counted};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ const MOST_ZONES: usize = 1024;
 
 struct Powercap {
     domains: Vec<Domain>,
-    counters: Vec<PathBuf>,
+    counters: Vec<CounterFile>,
 }
 
 impl Meter for Powercap {
@@ -38,7 +38,7 @@ impl Meter for Powercap {
     }
 
     fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
-        self.counters.iter().map(|path| files::reading(path, now)).collect()
+        self.counters.iter_mut().map(|counter| counter.read(now)).collect()
     }
 }
 
@@ -66,15 +66,15 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
         let package = full.split('/').next().filter(|p| p.starts_with("package")).map(str::to_owned);
         let range_uj = files::number(&folder.join("max_energy_range_uj")).ok().filter(|range| *range > 0);
         meter.domains.push(Domain { name: full, kind: kind_of(&name), package, range_uj });
-        meter.counters.push(counter);
+        meter.counters.push(CounterFile::new(counter));
     }
     if meter.domains.is_empty() {
         return Err(Unmeasured::because(format!("{} has no zone with a counter{}", class.display(), dangling(&class))));
     }
     let counted = counted(&meter.domains);
-    let first = meter.counters.iter().zip(counted).find(|(_, counted)| *counted).map(|(path, _)| path);
+    let first = meter.counters.iter_mut().zip(counted).find(|(_, counted)| *counted).map(|(counter, _)| counter);
     let first = first.ok_or_else(|| Unmeasured::because(format!("no zone of {} covers the host", class.display())))?;
-    files::number(first)?;
+    first.read(Nanos(0))?;
     Ok(Box::new(meter))
 }
 
