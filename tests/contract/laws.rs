@@ -1,11 +1,11 @@
 //! What a move promises besides losing nothing: what it sends, what it waits for, and what it refuses.
 
-use crate::support::{DISK_BYTES, Desk, Pair, RAM_BYTES, carry, guest, movement, plan, run, sent};
+use crate::support::{DISK_BYTES, Desk, Pair, RAM_BYTES, carry, choice, guest, movement, plan, run, sent};
 use serde_json::{Value, json};
 use std::time::Duration;
-use whimbrel_disk::{DISK_PRESETS, DISK_STRATEGIES};
+use whimbrel_disk::{BuildContext, DISK_PRESETS, DISK_STRATEGIES, DiskChoice};
 use whimbrel_memory::SCHEDULES;
-use whimbrel_migration::commands::{Account, Command, LinkSpec};
+use whimbrel_migration::commands::{Account, Command, LinkSpec, MoveSpec};
 use whimbrel_migration::core::Ending;
 use whimbrel_migration::report::{Outcome, Report, Verdict};
 use whimbrel_migration::session::{Hosts, Prepared, TrialPlan};
@@ -14,6 +14,12 @@ use whimbrel_model::{Event, Family, PAGE_BYTES, Phase};
 const FAULTY: &str = "faulty";
 const PAGES: u64 = RAM_BYTES / PAGE_BYTES;
 const BLOCKS: u64 = DISK_BYTES / 4096;
+
+/// Whether the disk stays under this strategy.
+fn remains(strategy: &str) -> bool {
+    let choice: DiskChoice = choice(json!({"strategy": strategy}));
+    choice.needs(&BuildContext { blocks: BLOCKS, block_bytes: 4096, seed: 1 }).remains
+}
 
 /// A guest that writes memory and disk, so much that every move has something to do and the twin not too much.
 pub fn busy() -> Value {
@@ -77,11 +83,13 @@ fn a_return_sends_exactly_the_fresh_blocks() {
         let back = carry(&there, &here, pair.source.address, &spec, &back);
         completed(&back);
         let fresh = back.0.missing_blocks.expect("the guest has a disk");
-        assert!(fresh > 0 && fresh < BLOCKS, "{fresh} blocks are fresh");
+        assert_eq!(fresh == 0, remains(strategy), "{strategy}: {fresh} blocks are fresh");
+        assert!(fresh < BLOCKS, "{fresh} blocks are fresh");
         let crossed = sent(&back.0.events, Family::Disk);
         assert_eq!((crossed.first_units, crossed.again_units), (fresh, 0), "{strategy}");
-        assert_eq!(crossed.bytes(), crossed.raw_units * 4096, "{strategy}");
-        assert_eq!(crossed.raw_units + crossed.zero_units, fresh, "{strategy}");
+        let names = crossed.reference_bytes + crossed.offer_bytes;
+        assert_eq!(crossed.bytes(), crossed.raw_units * 4096 + names, "{strategy}");
+        assert_eq!(crossed.raw_units + crossed.zero_units + crossed.reference_units, fresh, "{strategy}");
         judged(&here, Some(&there));
     }
 }
@@ -103,7 +111,7 @@ fn a_return_of_a_guest_that_writes_on_sends_what_is_fresh_and_little_more() {
             })
             .sum();
         assert!((missing..BLOCKS).contains(&sent), "{sent} sent, {missing} missing");
-        assert_eq!(trips[0].2, Some(BLOCKS));
+        assert_eq!(trips[0].2, Some(if remains(strategy) { 0 } else { BLOCKS }));
     }
 }
 
@@ -280,4 +288,59 @@ fn a_coordinator_that_hangs_up_ends_its_move() {
     here.begin(&spec);
     let movement = movement(json!({"schedule": "pre-copy"}), json!({}));
     completed(&carry(&here, &there, pair.destination.address, &spec, &movement));
+}
+
+#[test]
+fn of_content_that_the_destination_holds_only_digests_cross() {
+    const DIGEST_BYTES: u64 = 20;
+    let pair = Pair::start();
+    let (here, there) = pair.desks();
+    let spec = guest(1, 2, json!({"use": "disk-write", "rate": "4 MiB/s"}));
+    here.begin(&spec);
+    let by_content = || movement(json!({"schedule": "stop-and-copy"}), json!({"preset": "capsules-cow"}));
+    let out = carry(&here, &there, pair.destination.address, &spec, &by_content());
+    completed(&out);
+    assert_eq!(sent(&out.0.events, Family::Disk).first_units, BLOCKS);
+    // The way back to the image of the first visit, by a move that is told nothing of it: every block is offered.
+    let back = by_content();
+    let kept = MoveSpec { incremental: true, ..back.clone() };
+    here.done(&Command::Receive { spec: spec.clone(), movement: kept });
+    there.tell(&Command::Migrate { to: pair.source.address, movement: back });
+    let left = there.ended();
+    here.tell(&Command::Collect {});
+    let back = (left, here.ended());
+    completed(&back);
+    let crossed = sent(&back.0.events, Family::Disk);
+    assert!(crossed.first_units == BLOCKS && crossed.raw_units < BLOCKS / 4, "{crossed:?}");
+    assert!(crossed.reference_units > BLOCKS / 4, "{crossed:?}");
+    assert_eq!(crossed.reference_bytes, crossed.reference_units * DIGEST_BYTES);
+    assert_eq!(crossed.offer_bytes, crossed.raw_units * DIGEST_BYTES);
+    assert_eq!(crossed.bytes(), crossed.raw_units * 4096 + crossed.reference_bytes + crossed.offer_bytes);
+    judged(&here, Some(&there));
+}
+
+#[test]
+fn a_disk_that_remains_comes_home_as_it_left_and_no_other_way() {
+    let pair = Pair::start();
+    let (here, there) = pair.desks();
+    let spec = guest(1, 2, busy());
+    here.begin(&spec);
+    let remote = |incremental| {
+        let mut movement = movement(json!({}), json!({"preset": "shared"}));
+        movement.incremental = incremental;
+        movement
+    };
+    let out = carry(&here, &there, pair.destination.address, &spec, &remote(false));
+    completed(&out);
+    assert_eq!((out.0.missing_blocks, sent(&out.0.events, Family::Disk).units()), (Some(0), 0));
+    // It works on, on a disk that is elsewhere.
+    assert!(there.runs());
+    let mut otherwise = movement(json!({}), json!({"strategy": "three-phase"}));
+    otherwise.incremental = true;
+    let reason = here.refused(&Command::Receive { spec: spec.clone(), movement: otherwise });
+    assert!(reason.contains("remains"), "{reason}");
+    let back = carry(&there, &here, pair.source.address, &spec, &remote(true));
+    completed(&back);
+    judged(&here, Some(&there));
+    assert_eq!(here.verified().disk, whimbrel_machine::Verdict::Equal);
 }

@@ -13,13 +13,13 @@ use whimbrel_migration::session::Trip;
 use whimbrel_model::rng::Rng;
 use whimbrel_model::{Event, Mark, Moment};
 
-use Lane::{Control, Demand, DiskMirror, DiskPrefetch, DiskPull, DiskPush, Push};
+use Lane::{Control, Demand, DiskMirror, DiskOffer, DiskPrefetch, DiskPull, DiskPush, Push};
 use Toward::{Destination, Source};
 
 const FAULTY: &str = "faulty";
 
 /// Points of a move, in the order of its phases. Not every move comes by each.
-const POINTS: [Point; 29] = [
+const POINTS: [Point; 30] = [
     // Setup: within a hello, before its answer, while clocks are compared, before and while NBD negotiates.
     Point::Bytes(Control, Destination, 5),
     Point::Bytes(Control, Source, 3),
@@ -35,6 +35,7 @@ const POINTS: [Point; 29] = [
     Point::Bytes(DiskPush, Destination, 3 << 20),
     Point::Bytes(DiskPush, Source, 400),
     Point::Bytes(DiskMirror, Destination, 64 << 10),
+    Point::Bytes(DiskOffer, Destination, 4 << 10),
     // Switchover.
     Point::Before("state"),
     Point::After("state"),
@@ -122,6 +123,7 @@ fn judge(trip: &Trip, proxy: &Proxy, act: Act, pair: &Pair) -> Result<(), String
         Act::Kill(pid) if pid == pair.source.pid() => &[Lost],
         Act::Kill(_) if told || said => &[Lost, Undecided],
         Act::Kill(_) => &[Aborted],
+        Act::Stall(_) => &[Completed],
     };
     let wrong = |what: &str| Err(format!("{what}: {:?} ({:?}), {:?}", report.outcome, report.reason, report.verify));
     if !allowed.contains(&report.outcome) {
@@ -169,4 +171,35 @@ fn whatever_breaks_the_guest_is_alive_at_one_side_or_the_row_says_lost() {
         eprintln!("SKIPPED: no move came by {point:?}");
     }
     assert!(complaints.is_empty(), "WHIMBREL_SEED={seed}\n{}", complaints.join("\n"));
+}
+
+#[test]
+fn a_link_that_stalls_for_half_a_minute_is_lived_through() {
+    const STALL: Duration = Duration::from_secs(30);
+    if std::env::var_os("WHIMBREL_FULL").is_none() {
+        eprintln!(
+            "SKIPPED: links that stall for {STALL:?}: real time, by --full alone; the simulation stalls them always"
+        );
+        return;
+    }
+    let points = [
+        Point::Bytes(DiskPush, Destination, 3 << 20),
+        Point::Bytes(Push, Destination, 3 << 20),
+        Point::After("state"),
+        Point::After("hand_over"),
+        Point::Since("hand_over", DiskPush, Destination, 4 << 10),
+        Point::Since("hand_over", DiskPull, Destination, 4 << 10),
+    ];
+    let names: Vec<_> = DISK_STRATEGIES.names().filter(|name| *name != FAULTY).collect();
+    for (seed, (at, strategy)) in (1..).zip(names.iter().enumerate().flat_map(|(at, s)| [(2 * at, s), (2 * at + 1, s)]))
+    {
+        let pair = Pair::start();
+        let act = Act::Stall(STALL);
+        let proxy = Proxy::start(pair.destination.address, points[at % points.len()], act);
+        let mut plan = plan(guest(seed, 2, busy()), json!({}), json!({"strategy": strategy}));
+        plan.source_link.egress_bytes_per_s = Some(120e6);
+        let trips = run(&pair.hosts_through(proxy.address), &plan).unwrap();
+        judge(&trips[0], &proxy, act, &pair).unwrap_or_else(|why| panic!("{strategy}, {at}: {why}"));
+        println!("{strategy}: stalled: {}", proxy.fired());
+    }
 }

@@ -41,7 +41,9 @@ fn a_destination_without_room_leaves_the_guest_at_the_source() {
     let folder = tempfile::tempdir().unwrap();
     let Some(agent) = cramped(folder.path(), DISK_BYTES / 4) else { return };
     let hosts = Hosts::new(Host::at(pair.source.address), Host::at(agent.address), None);
-    for (seed, strategy) in (1..).zip(["freeze-and-copy", "three-phase"]) {
+    // Those that push the whole disk before they are ready.
+    let pushing = ["freeze-and-copy", "three-phase", "iterative", "mirrored", "by-frequency", "by-content"];
+    for (seed, strategy) in (1..).zip(pushing) {
         let paced = json!({"use": "disk-write", "rate": "16 MiB/s"});
         let plan = plan(guest(seed, 2, paced), json!({}), json!({"strategy": strategy}));
         let trip = &run(&hosts, &plan).unwrap()[0];
@@ -59,12 +61,39 @@ fn a_destination_that_runs_out_of_room_after_the_hand_over_is_a_loss_that_is_tol
     let folder = tempfile::tempdir().unwrap();
     let Some(agent) = cramped(folder.path(), DISK_BYTES / 4) else { return };
     let hosts = Hosts::new(Host::at(pair.source.address), Host::at(agent.address), None);
-    let all_left_behind = json!({"strategy": "three-phase", "max_rounds": 0});
-    let plan = plan(guest(1, 2, json!({"use": "disk-write", "rate": "16 MiB/s"})), json!({}), all_left_behind);
-    let trip = &run(&hosts, &plan).unwrap()[0];
-    let report = Report::from_events(&trip.events, &trip.facts);
-    assert_eq!(report.outcome, Outcome::Lost, "{report:#?}");
-    assert!(report.reason.is_some_and(|reason| !reason.is_empty()));
+    let all_left_behind = [
+        json!({"strategy": "three-phase", "max_rounds": 0}),
+        json!({"strategy": "by-content", "max_deltas": 0}),
+        json!({"strategy": "pull"}),
+    ];
+    for (seed, disk) in (1..).zip(all_left_behind) {
+        let plan = plan(guest(seed, 2, json!({"use": "disk-write", "rate": "16 MiB/s"})), json!({}), disk);
+        let trip = &run(&hosts, &plan).unwrap()[0];
+        let report = Report::from_events(&trip.events, &trip.facts);
+        assert_eq!(report.outcome, Outcome::Lost, "{report:#?}");
+        assert!(report.reason.is_some_and(|reason| !reason.is_empty()));
+    }
+}
+
+#[test]
+fn a_disk_that_remains_needs_no_room_and_one_that_is_pushed_and_fetched_is_kept_or_told_lost() {
+    let pair = Pair::start();
+    let folder = tempfile::tempdir().unwrap();
+    let Some(agent) = cramped(folder.path(), DISK_BYTES / 4) else { return };
+    let hosts = Hosts::new(Host::at(pair.source.address), Host::at(agent.address), None);
+    for (seed, strategy) in (1..).zip(["remote", "push-and-prefetch"]) {
+        let paced = json!({"use": "disk-write", "rate": "16 MiB/s"});
+        let plan = plan(guest(seed, 2, paced), json!({}), json!({"strategy": strategy}));
+        let trip = &run(&hosts, &plan).unwrap()[0];
+        let report = Report::from_events(&trip.events, &trip.facts);
+        let whole = (report.verify.memory, report.verify.disk) == (Verdict::Equal, Verdict::Equal);
+        match report.outcome {
+            Outcome::Completed => assert!(whole && strategy == "remote", "{report:#?}"),
+            Outcome::Aborted => assert!(whole && strategy != "remote", "{report:#?}"),
+            Outcome::Lost => assert!(report.reason.is_some() && strategy != "remote", "{report:#?}"),
+            other => panic!("{other:?}: {report:#?}"),
+        }
+    }
 }
 
 #[test]

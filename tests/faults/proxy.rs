@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A connection's place in a hello: magic, version, the body's length, then the role.
 const ROLE_AT: usize = 12;
@@ -24,6 +25,7 @@ pub enum Lane {
     DiskPull = 6,
     DiskPrefetch = 7,
     DiskMirror = 8,
+    DiskOffer = 9,
 }
 
 /// A direction.
@@ -55,6 +57,8 @@ pub enum Act {
     CutOne,
     /// A process is killed.
     Kill(rustix::process::Pid),
+    /// Nothing passes on any connection for this time.
+    Stall(Duration),
 }
 
 /// The proxy. It lives as long as its connections.
@@ -217,12 +221,18 @@ impl Way {
             return passed;
         };
         if length == piece.len() {
-            state.crossed.extend(said);
+            state.crossed.extend(&said);
         }
         state.fired = Some(state.crossed.clone());
         // Under the lock: nothing else passes between the point and the act.
-        let _ = self.output.write_all(&piece[..length]);
+        let passed = self.output.write_all(&piece[..length]).is_ok();
         match state.act {
+            Act::Stall(time) => {
+                std::thread::sleep(time);
+                let passed = passed && self.output.write_all(&piece[length..]).is_ok();
+                state.crossed.extend(said.iter().filter(|_| passed));
+                return passed;
+            }
             Act::CutAll => cut_all(&mut state),
             Act::CutOne => [&self.input, &self.output].into_iter().for_each(|s| _ = s.shutdown(Shutdown::Both)),
             Act::Kill(pid) => {

@@ -77,6 +77,12 @@ pub enum DiskError {
         /// The value as it was written.
         found: String,
     },
+    /// A rate limit for a strategy that sends nothing that could be held back.
+    #[error("[disk] {name} takes no rate_limit: it pushes and fetches nothing while the guest runs; leave the key out")]
+    Unlimited {
+        /// The strategy or preset.
+        name: &'static str,
+    },
     /// No such strategy or preset.
     #[error("[disk] {0}")]
     Unknown(#[from] UnknownName),

@@ -1,5 +1,6 @@
 //! The registry of the disk strategies and of the published settings of them.
 
+mod by_content;
 mod by_frequency;
 mod faulty;
 mod freeze_and_copy;
@@ -7,10 +8,11 @@ mod iterative;
 mod mirrored;
 mod pull;
 mod push_and_prefetch;
+mod remote;
 mod three_phase;
 
 use crate::rounds::STOP_BLOCKS;
-use crate::strategy::{Constructor, Preset};
+use crate::strategy::{Constructor, Preset, RATE_LIMIT};
 use push_and_prefetch::{CHUNK, DRAIN, HOT, PREFETCH, THRESHOLD};
 use whimbrel_model::registry::Kind;
 use whimbrel_model::{Entry, Parameter, Registry};
@@ -26,6 +28,8 @@ pub const DISK_STRATEGIES: Registry<Constructor> = Registry {
         push_and_prefetch::ENTRY,
         mirrored::ENTRY,
         by_frequency::ENTRY,
+        by_content::ENTRY,
+        remote::ENTRY,
         faulty::ENTRY,
     ],
 };
@@ -33,7 +37,18 @@ pub const DISK_STRATEGIES: Registry<Constructor> = Registry {
 /// Published systems: named combinations of a strategy with its published parameters.
 pub const DISK_PRESETS: Registry<Preset> = Registry {
     family: "disk preset",
-    entries: &[LUO_2008, NICOLAE_2012, BLOBSEER, PUSH_ALL, MIRROR, BACKGROUND_MIRROR, MASHTIZADEH_2011, ZHENG_2011],
+    entries: &[
+        LUO_2008,
+        NICOLAE_2012,
+        BLOBSEER,
+        PUSH_ALL,
+        MIRROR,
+        BACKGROUND_MIRROR,
+        MASHTIZADEH_2011,
+        ZHENG_2011,
+        CAPSULES_COW,
+        SHARED,
+    ],
 };
 
 const LUO_2008: Entry<Preset> = Entry {
@@ -47,6 +62,7 @@ const LUO_2008: Entry<Preset> = Entry {
             kind: Kind::Count,
             default: Some("4"),
         },
+        RATE_LIMIT,
     ],
     source: three_phase::SOURCE,
     build: Preset { strategy: three_phase::NAME },
@@ -56,7 +72,7 @@ const NICOLAE_2012: Entry<Preset> = Entry {
     name: "nicolae2012",
     summary: "chunks of 256 KiB, a write counter with a threshold, prefetch by descending count; guest.base = \"shared\" \
               is part of it. The published threshold is not known: 2",
-    parameters: &[THRESHOLD, CHUNK, HOT, PREFETCH, DRAIN],
+    parameters: &[THRESHOLD, CHUNK, HOT, PREFETCH, DRAIN, RATE_LIMIT],
     source: push_and_prefetch::PAPER,
     build: Preset { strategy: push_and_prefetch::NAME },
 };
@@ -64,7 +80,7 @@ const NICOLAE_2012: Entry<Preset> = Entry {
 const BLOBSEER: Entry<Preset> = Entry {
     name: "blobseer",
     summary: "the rule of the released code: what is written while it waits is hot, and fetched first, by index",
-    parameters: &[THRESHOLD, CHUNK, with(HOT, "waiting"), with(PREFETCH, "hot-first"), DRAIN],
+    parameters: &[THRESHOLD, CHUNK, with(HOT, "waiting"), with(PREFETCH, "hot-first"), DRAIN, RATE_LIMIT],
     source: BLOBSEER_CODE,
     build: Preset { strategy: push_and_prefetch::NAME },
 };
@@ -72,7 +88,7 @@ const BLOBSEER: Entry<Preset> = Entry {
 const PUSH_ALL: Entry<Preset> = Entry {
     name: "push-all",
     summary: "the released code's baseline: all that is cold is pushed before the switch, what is hot follows it",
-    parameters: &[THRESHOLD, CHUNK, with(HOT, "waiting"), with(PREFETCH, "hot-first"), with(DRAIN, "true")],
+    parameters: &[THRESHOLD, CHUNK, with(HOT, "waiting"), with(PREFETCH, "hot-first"), with(DRAIN, "true"), RATE_LIMIT],
     source: BLOBSEER_CODE,
     build: Preset { strategy: push_and_prefetch::NAME },
 };
@@ -80,7 +96,7 @@ const PUSH_ALL: Entry<Preset> = Entry {
 const MIRROR: Entry<Preset> = Entry {
     name: "mirror",
     summary: "every write is acknowledged once both hosts have it",
-    parameters: &[mirrored::WRITES],
+    parameters: &[mirrored::WRITES, RATE_LIMIT],
     source: "QEMU's block mirror, copy-mode write-blocking",
     build: Preset { strategy: mirrored::NAME },
 };
@@ -88,7 +104,7 @@ const MIRROR: Entry<Preset> = Entry {
 const BACKGROUND_MIRROR: Entry<Preset> = Entry {
     name: "background-mirror",
     summary: "the copy follows what the guest writes, and is drained in the pause; unlike QEMU, at most 100 rounds",
-    parameters: &[STOP_BLOCKS, with(iterative::MAX_ROUNDS, "100")],
+    parameters: &[STOP_BLOCKS, with(iterative::MAX_ROUNDS, "100"), RATE_LIMIT],
     source: "QEMU's block mirror, copy-mode background (its default)",
     build: Preset { strategy: iterative::NAME },
 };
@@ -96,7 +112,7 @@ const BACKGROUND_MIRROR: Entry<Preset> = Entry {
 const MASHTIZADEH_2011: Entry<Preset> = Entry {
     name: "mashtizadeh2011",
     summary: "one pass; writes behind its cursor are mirrored, those ahead of it are not",
-    parameters: &[with(mirrored::WRITES, "copied")],
+    parameters: &[with(mirrored::WRITES, "copied"), RATE_LIMIT],
     source: "Mashtizadeh, Celebi, Garfinkel, Cai: the design and evolution of live storage migration in VMware ESX, \
              USENIX ATC 2011",
     build: Preset { strategy: mirrored::NAME },
@@ -105,9 +121,25 @@ const MASHTIZADEH_2011: Entry<Preset> = Entry {
 const ZHENG_2011: Entry<Preset> = Entry {
     name: "zheng2011",
     summary: "blocks by ascending write frequency, neighbors together; without the paper's history from before",
-    parameters: &[STOP_BLOCKS, by_frequency::MAX_ROUNDS, by_frequency::CHUNK],
+    parameters: &[STOP_BLOCKS, by_frequency::MAX_ROUNDS, by_frequency::CHUNK, RATE_LIMIT],
     source: by_frequency::SOURCE,
     build: Preset { strategy: by_frequency::NAME },
+};
+
+const CAPSULES_COW: Entry<Preset> = Entry {
+    name: "capsules-cow",
+    summary: "copy-on-write deltas, sent by content hash: a running guest's, where the paper's is suspended",
+    parameters: &[STOP_BLOCKS, by_content::MAX_DELTAS, RATE_LIMIT],
+    source: by_content::SOURCE,
+    build: Preset { strategy: by_content::NAME },
+};
+
+const SHARED: Entry<Preset> = Entry {
+    name: "shared",
+    summary: "shared storage, the control: the disk stays, and the other host reaches it by NBD",
+    parameters: &[],
+    source: remote::SOURCE,
+    build: Preset { strategy: remote::NAME },
 };
 
 const BLOBSEER_CODE: &str = "the code of Nicolae and Cappello (HPDC 2012) as released with BlobSeer";

@@ -4,12 +4,13 @@
 //! [`strategies`](crate::strategies).
 
 use crate::error::DiskError;
+use crate::limited::Limited;
 use crate::strategies::{DISK_PRESETS, DISK_STRATEGIES};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use whimbrel_model::registry::Kind;
-use whimbrel_model::{Block, Entry, Needs, Parameters, Schedule};
+use whimbrel_model::{Block, ByteRate, Entry, Needs, Parameter, ParameterError, Parameters, Schedule};
 
 /// What a strategy may know of the disk that it is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,14 @@ impl std::fmt::Debug for DiskStrategy {
         f.debug_struct("DiskStrategy").field("name", &self.name).finish_non_exhaustive()
     }
 }
+
+/// The key, of every strategy that pushes or fetches while the guest runs.
+pub const RATE_LIMIT: Parameter = Parameter {
+    name: "rate_limit",
+    summary: "the most that it pushes or fetches while the guest runs; absent: as much as it gets of the link",
+    kind: Kind::Rate,
+    default: None,
+};
 
 /// The strategy of an experiment file that names none.
 const DEFAULT: &str = "three-phase";
@@ -88,7 +97,16 @@ impl TryFrom<BTreeMap<String, Value>> for DiskChoice {
             (strategy, None) => Member::Strategy(DISK_STRATEGIES.find(strategy.as_deref().unwrap_or(DEFAULT))?.name),
         };
         let choice = DiskChoice { member, named, given };
-        choice.parameters()?;
+        let limit = choice.given.get(RATE_LIMIT.name);
+        if limit.is_some() && !choice.declared().iter().any(|parameter| parameter.name == RATE_LIMIT.name) {
+            return Err(DiskError::Unlimited { name: choice.name() });
+        }
+        if choice.parameters()?.optional_number(RATE_LIMIT.name).is_some_and(|rate| rate <= 0.0) {
+            let (key, found) = (RATE_LIMIT.name.to_owned(), limit.map_or(String::new(), Value::to_string));
+            return Err(
+                ParameterError::Value { key, found, accepted: "a rate above 0, \"12 MiB/s\"".to_owned() }.into()
+            );
+        }
         Ok(choice)
     }
 }
@@ -126,7 +144,13 @@ impl DiskChoice {
     /// Makes the strategy for one guest's disk, one trip and one host.
     pub fn build(&self, context: &BuildContext) -> DiskStrategy {
         let parameters = self.parameters().expect("a choice is checked when it is made");
-        DiskStrategy { name: self.name().to_owned(), schedule: (self.entry().build)(&parameters, context) }
+        let schedule = (self.entry().build)(&parameters, context);
+        let limit = parameters.optional_number(RATE_LIMIT.name).map(ByteRate);
+        let schedule = match limit {
+            Some(most) => Box::new(Limited { schedule, most }),
+            None => schedule,
+        };
+        DiskStrategy { name: self.name().to_owned(), schedule }
     }
 
     /// What the engine has to have ready for it.
@@ -203,13 +227,15 @@ mod tests {
             r#"{"strategy": "freeze-and-copy"}"#,
             r#"{"preset": "luo2008", "max_rounds": 7}"#,
             r#"{"strategy": "faulty", "rounds": 3}"#,
+            r#"{"preset": "nicolae2012", "rate_limit": "100 Mbit/s"}"#,
         ] {
             let choice = read(text).unwrap();
             let resolved = choice.resolved();
             let again = DiskChoice::try_from(resolved.clone()).unwrap();
             assert_eq!((again.name(), again.resolved()), (choice.name(), resolved.clone()));
             for parameter in choice.declared() {
-                assert!(resolved.contains_key(parameter.name), "{text}: {} is not resolved", parameter.name);
+                let resolved = resolved.contains_key(parameter.name) || parameter.default.is_none();
+                assert!(resolved, "{text}: {} is not resolved", parameter.name);
             }
             assert_eq!(again.parameters().unwrap(), choice.parameters().unwrap());
         }
@@ -233,6 +259,10 @@ mod tests {
             (r#"{"max_round": 3}"#, "did you mean \"max_rounds\""),
             (r#"{"strategy": "freeze-and-copy", "max_rounds": 3}"#, "max_rounds"),
             (r#"{"max_rounds": -3}"#, "max_rounds: -3"),
+            (r#"{"strategy": "freeze-and-copy", "rate_limit": "12 MiB/s"}"#, "freeze-and-copy takes no rate_limit"),
+            (r#"{"preset": "shared", "rate_limit": "12 MiB/s"}"#, "shared takes no rate_limit"),
+            (r#"{"rate_limit": "0 MiB/s"}"#, "write a rate above 0"),
+            (r#"{"rate_limit": 12}"#, "rate_limit"),
         ] {
             let message = read(text).unwrap_err().to_string();
             assert!(message.contains(expected), "{text}: {message}");

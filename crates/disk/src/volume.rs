@@ -26,7 +26,7 @@
 //! | source      | [`take`](Volume::take), [`read_blocks`](Volume::read_blocks) | each round of push                    |
 //! | destination | [`arrive`](Volume::arrive)                             | each block that comes, pushed or fetched    |
 //! | source      | [`drain`](Volume::drain), `take`, [`disarm`](Volume::disarm) | the guest is paused                   |
-//! | destination | [`begin_pull`](Volume::begin_pull), or [`begin_visit`](Volume::begin_visit) with nothing missing | before the guest runs |
+//! | destination | [`begin_pull`](Volume::begin_pull), or [`begin_visit`](Volume::begin_visit) with nothing missing, or [`begin_remote`](Volume::begin_remote) | before the guest runs |
 //!
 //! Outside the pull phase reads and writes take no lock; in it, only those that meet a missing block do (`pull`).
 
@@ -36,10 +36,12 @@ mod image;
 mod in_flight;
 mod mirror;
 mod pull;
+mod remote;
 
 pub(crate) use image::Content;
 pub use mirror::{MirrorSink, Push};
 pub use pull::Fetch;
+pub use remote::RemoteDisk;
 
 use crate::bitmap::BlockBitmap;
 use crate::bitmap_file::{BitmapFile, Found};
@@ -77,14 +79,22 @@ pub struct Volume {
     fresh: Recorder,
     counters: Counters,
     arrivals: RwLock<Arrivals>,
-    /// Whether the guest may meet a missing block; what lets it pass without a lock where not.
+    /// Whether the guest may meet a missing block, or one of another host; what lets it pass without a lock where not.
     pulling: AtomicBool,
+    /// The guest has left without its disk.
+    lent: AtomicBool,
     dropped: AtomicU64,
     /// Where `dirty` is kept, if it is to outlive this process.
     kept: Option<BitmapFile>,
     mirror: RwLock<Option<Arc<Mirror>>>,
     /// Whether there is a mirror; what lets a write pass without a lock where not.
     mirrored: AtomicBool,
+}
+
+/// What the guest's requests meet instead of the bare image.
+enum Detour {
+    Pull(Arc<Pull>),
+    Remote(Arc<dyn RemoteDisk>),
 }
 
 /// A bitmap of the guest's writes that can be on or off.
@@ -176,6 +186,7 @@ impl Volume {
             counters: Counters::default(),
             arrivals: RwLock::new(Arrivals::Wanted),
             pulling: AtomicBool::new(false),
+            lent: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             kept: None,
             mirror: RwLock::default(),
@@ -305,13 +316,14 @@ impl Volume {
             self.counters.count(extent);
             return result;
         }
-        let pull = self.pull_under_way();
-        let result = match &pull {
+        let detour = self.detour();
+        let result = match &detour {
             None => self.image.write(offset, content),
-            Some(pull) => pull.write(&self.image, offset, content),
+            Some(Detour::Pull(pull)) => pull.write(&self.image, offset, content),
+            Some(Detour::Remote(disk)) => remote::write(&**disk, offset, content),
         };
         self.mark(extent);
-        if let Some(pull) = pull {
+        if let Some(Detour::Pull(pull)) = detour {
             self.note_progress(&pull);
             pull.say_if_whole();
         }
@@ -389,12 +401,13 @@ impl Volume {
         self.counters.count(extent);
     }
 
-    fn pull_under_way(&self) -> Option<Arc<Pull>> {
+    fn detour(&self) -> Option<Detour> {
         if !self.pulling.load(SeqCst) {
             return None;
         }
         match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
-            Arrivals::Merged(pull) => Some(Arc::clone(pull)),
+            Arrivals::Merged(pull) => Some(Detour::Pull(Arc::clone(pull))),
+            Arrivals::Remote(disk) => Some(Detour::Remote(Arc::clone(disk))),
             Arrivals::Wanted | Arrivals::Late => None,
         }
     }
@@ -437,9 +450,10 @@ impl GuestDisk for Volume {
             return Ok(());
         }
         let _request = self.in_flight.enter();
-        match self.pull_under_way() {
+        match self.detour() {
             None => self.image.read(offset, buffer),
-            Some(pull) => pull.read(&self.image, offset, buffer),
+            Some(Detour::Pull(pull)) => pull.read(&self.image, offset, buffer),
+            Some(Detour::Remote(disk)) => disk.read(offset, buffer),
         }
     }
 
@@ -449,7 +463,10 @@ impl GuestDisk for Volume {
 
     fn flush(&self) -> io::Result<()> {
         let _request = self.in_flight.enter();
-        self.image.flush()?;
+        match self.detour() {
+            Some(Detour::Remote(disk)) => disk.flush()?,
+            Some(Detour::Pull(_)) | None => self.image.flush()?,
+        }
         match &self.kept {
             Some(kept) if kept.wants_checkpoint() => kept.checkpoint(false, || self.dirty.blocks.peek()),
             _ => Ok(()),

@@ -7,8 +7,8 @@ use whimbrel_disk::{BLOCK_BYTES, BuildContext, DISK_PRESETS, DISK_STRATEGIES, Di
 use whimbrel_model::event::{EndedBy, Family, Round};
 use whimbrel_model::strategy::{Stage, Verdict};
 use whimbrel_model::{
-    Block, Extent, Nanos, Observe, Ordered, Parameters, Pull, PullView, Rest, Rng, Schedule, Step, UnitSet, View,
-    WriteCounts,
+    Block, ByteRate, Extent, Nanos, Observe, Ordered, Parameters, Pull, PullView, Rest, Rng, Schedule, Step, UnitSet,
+    View, WriteCounts,
 };
 
 const BLOCKS: u64 = 1000;
@@ -154,12 +154,13 @@ impl Engine {
         let takes = steps.contains(&Step::Observe(Observe::Take));
         for step in steps {
             match step {
-                Step::Push { units, .. } => {
+                Step::Push { units, .. } | Step::Offer { units, .. } => {
                     self.push(&units);
                     if takes {
                         // Everything is sent, and the take is still to come: nothing may be concluded yet.
                         let early = self.ask(schedule, false);
-                        assert!(!early.iter().any(|step| matches!(step, Step::Push { .. })), "{early:?}");
+                        let pushes = |step: &Step<Block>| matches!(step, Step::Push { .. } | Step::Offer { .. });
+                        assert!(!early.iter().any(pushes), "{early:?}");
                     }
                 }
                 Step::Observe(Observe::Take) => self.take(),
@@ -236,16 +237,23 @@ impl Engine {
         let at_pause = self.unsent.count();
         self.look();
         let paused = self.ask(schedule, true);
-        if rest == Rest::LeaveBehind {
+        if rest != Rest::CarryOver {
             assert_eq!(paused, [], "what is left behind costs no downtime");
             self.stage = Stage::Pull;
+        }
+        assert_eq!(rest == Rest::Remain, needs.remains, "what remains needs to be reached");
+        if rest == Rest::Remain {
+            assert_eq!((self.ask(schedule, true), self.sent_total), (Vec::new(), 0), "nothing moves");
+            return Ok(Outcome::Moved { rest, ended_by, at_pause });
         }
         if needs.prefetch {
             self.prefetch(schedule);
         }
         for _ in 0..100 {
             for step in self.ask(schedule, true) {
-                let Step::Push { units, .. } = step else { panic!("{step:?} after the pause") };
+                let (Step::Push { units, .. } | Step::Offer { units, .. }) = step else {
+                    panic!("{step:?} after the pause")
+                };
                 self.push(&units);
             }
             if self.unsent.is_empty() {
@@ -309,12 +317,45 @@ fn every_strategy_moves_every_block_or_gives_up() {
                 assert_eq!(strategy.name, choice.name());
                 let outcome = engine.run(&mut *strategy.schedule);
                 assert_eq!(outcome == Outcome::Aborted, choice.name() == "faulty", "{} {writer:?}", choice.name());
-                if outcome != Outcome::Aborted {
+                if outcome != Outcome::Aborted && !choice.needs(&context()).remains {
                     let mut crossed = missing;
                     crossed.subtract(&engine.sent);
                     assert!(crossed.is_empty(), "{} {writer:?}: {crossed:?} never crossed", choice.name());
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_rate_limit_holds_for_every_push_or_is_refused() {
+    let members = DISK_STRATEGIES.entries.iter().map(|e| ("strategy", e.name, e.parameters));
+    let presets = DISK_PRESETS.entries.iter().map(|e| ("preset", e.name, e.parameters));
+    for (key, name, parameters) in members.chain(presets) {
+        let table = json!({key: name, "rate_limit": "3 MiB/s"});
+        if !parameters.iter().any(|parameter| parameter.name == "rate_limit") {
+            let refused = serde_json::from_value::<DiskChoice>(table).unwrap_err().to_string();
+            assert!(refused.contains(name) && refused.contains("rate_limit"), "{refused}");
+            continue;
+        }
+        let schedule = &mut *choice(table).build(&context()).schedule;
+        let mut engine = Engine::new(UnitSet::full(BLOCKS), Writer::Uniform(0.5));
+        let most =
+            |limit: Option<ByteRate>| assert!(limit.is_some_and(|l| l.0 <= 3.0 * 1048576.0), "{name}: {limit:?}");
+        for stage in [Stage::Push, Stage::Push, Stage::Pull] {
+            engine.stage = stage;
+            let steps = engine.ask(schedule, false);
+            for step in &steps {
+                if let Step::Push { limit, .. } | Step::Offer { limit, .. } = step {
+                    most(*limit);
+                }
+            }
+            let _ = engine.carry_out(schedule, steps);
+        }
+        let view = PullView { now: Nanos(0), unit_bytes: BLOCK_BYTES, unfetched: &UnitSet::full(BLOCKS) };
+        for pull in schedule.destination(&view, &[]) {
+            let Pull::Fetch { limit, .. } = pull else { continue };
+            most(limit);
         }
     }
 }

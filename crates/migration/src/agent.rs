@@ -335,6 +335,10 @@ impl Desk {
         self.listen(Mark::Destination);
         match &mut self.guest {
             Some(guest) if movement.incremental && self.away => guest.expect_return()?,
+            // What the guest had here would be taken for there.
+            _ if movement.incremental => {
+                return Err(DriverError::Protocol("nothing is kept here of an earlier visit".to_owned()));
+            }
             _ => {
                 self.discard();
                 self.guest = Some(self.make(spec, Begin::Arriving)?);
@@ -352,6 +356,10 @@ impl Desk {
         let (runtime, told, link) = (self.runtime.clone(), recorder.clone(), nic.clone());
         let context = guest.disk_context();
         let needs = context.as_ref().map(|context| movement.disk.needs(context));
+        if guest.volume.as_ref().is_some_and(|v| v.is_lent()) && !needs.is_some_and(|needs| needs.remains) {
+            let why = "this guest's disk is not its own here: it comes back as it left, with a disk that remains";
+            return Err(DriverError::Protocol(why.to_owned()));
+        }
         let prefetch = context.filter(|_| needs.is_some_and(|needs| needs.prefetch));
         let prefetch = prefetch.map(|context| movement.disk.build(&context).schedule);
         let own = movement.own.clone().map(|name| guest.own_lanes(&name).map(|lanes| (name, lanes))).transpose()?;
@@ -363,7 +371,8 @@ impl Desk {
             let connections = accept_roles(&coming, &link, needs)?;
             let runtime = runtime.clone();
             let recorder = told;
-            run_destination(DestinationParts { machine, volume, prefetch, connections, witness, recorder, runtime })
+            let parts = DestinationParts { machine, volume, prefetch, needs, connections, witness, recorder, runtime };
+            run_destination(parts)
         });
         self.expected = Some(Expected { session: movement.session, nic, cpu_ns: self.cpu_ns(), recorder, thread });
         Ok(())
@@ -446,6 +455,7 @@ impl Desk {
             movement,
             incremental: movement.incremental || guest.is_on_base(),
             seed: guest.spec.seed,
+            needs,
             connections,
             log: guest.dirty_log()?,
             recorder: self.recorder.clone(),

@@ -240,10 +240,13 @@ impl Guest {
             Some(volume) => volume.read(offset, buffer),
             None => Ok(()),
         };
-        let disk = self.volume.is_some().then_some(&read as ReadDisk<'_>);
+        // A disk that the guest has left without holds what the guest wrote since, wherever it is now.
+        let stayed = frozen && self.volume.as_ref().is_some_and(|volume| volume.is_lent());
+        let disk = (self.volume.is_some() && !stayed).then_some(&read as ReadDisk<'_>);
         let pages = GuestPages { ram: self.machine.ram(), frames: testimony.frames.as_deref() };
         let mut verification = twin.check(&testimony.state, pages, disk)?;
-        verification.scope = format!("{of}: {}", verification.scope);
+        let stayed = if stayed { ", which goes on elsewhere" } else { "" };
+        verification.scope = format!("{of}: {}{stayed}", verification.scope);
         self.twin = Some(twin);
         Ok(verification)
     }

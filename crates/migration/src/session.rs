@@ -10,11 +10,12 @@ use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use crate::coordinator::CoordinatorChoice;
 use crate::core::{Ending, Progress};
 use crate::report::{Alive, ControlRun, Cpu, Facts, LinkCounters, OfferedFacts, Outcome};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
-use whimbrel_disk::DiskChoice;
+use whimbrel_disk::{BuildContext as BlocksContext, DiskChoice};
 use whimbrel_energy::HostMeter;
 use whimbrel_memory::MemoryChoice;
 use whimbrel_model::{Event, Family, Moment, PAGE_BYTES, Recorded};
@@ -480,6 +481,7 @@ impl Move<'_> {
             offered: self.control.map(|c| c.offered).unwrap_or_default(),
             alive,
             outcome: Some(outcome),
+            unmeasured: self.unmeasured(),
             ..self.sizes()
         };
         let own = source.and_then(|account| account.own.clone());
@@ -487,6 +489,16 @@ impl Move<'_> {
         let mut accelerators: Vec<String> = accelerators.collect();
         accelerators.dedup();
         Trip { events, facts, accelerator: accelerators.join("+"), own, missing_blocks: None }
+    }
+
+    /// What a row can't say of this move by design, and why.
+    fn unmeasured(&self) -> BTreeMap<String, String> {
+        let disk = self.plan.guest.disk.map(|disk| {
+            let (blocks, block_bytes) = (disk.bytes / disk.block_bytes, disk.block_bytes);
+            self.plan.disk.needs(&BlocksContext { blocks, block_bytes, seed: self.plan.guest.seed })
+        });
+        let why = "the disk remains where the guest began".to_owned();
+        disk.filter(|needs| needs.remains).map(|_| ("disk_whole_ns".to_owned(), why)).into_iter().collect()
     }
 }
 

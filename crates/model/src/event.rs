@@ -123,6 +123,12 @@ pub struct Sent {
     pub delta_units: u64,
     /// Units sent compressed.
     pub compressed_units: u64,
+    /// Units sent as the name of content that the destination holds.
+    pub reference_units: u64,
+    /// Payload bytes of the names that stood for content.
+    pub reference_bytes: u64,
+    /// Payload bytes of the names that were offered in vain: their content followed.
+    pub offer_bytes: u64,
 }
 
 impl Sent {
@@ -136,6 +142,9 @@ impl Sent {
         self.zero_units += other.zero_units;
         self.delta_units += other.delta_units;
         self.compressed_units += other.compressed_units;
+        self.reference_units += other.reference_units;
+        self.reference_bytes += other.reference_bytes;
+        self.offer_bytes += other.offer_bytes;
     }
 
     /// Units of both kinds.

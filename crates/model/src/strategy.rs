@@ -52,6 +52,10 @@ pub struct Needs {
     pub prefetch: bool,
     /// A lane by which the guest's writes are mirrored.
     pub mirror: bool,
+    /// A lane by which digests are offered, and at the destination an index of what it holds by content.
+    pub offer: bool,
+    /// The disk stays where it is ([`Rest::Remain`]): a lane by which the guest reaches it from the destination.
+    pub remains: bool,
 }
 
 /// Where the guest is, as the source knows it.
@@ -142,6 +146,8 @@ pub enum Rest {
     CarryOver,
     /// The guest resumes without them; they follow.
     LeaveBehind,
+    /// They never move: the guest reaches them from where it is. Blocks only.
+    Remain,
 }
 
 /// One thing that the engine is to do at the source.
@@ -152,6 +158,14 @@ pub enum Step<U> {
         /// What to send.
         units: Ordered<U>,
         /// The most that this push may take of the link; `None`: all that there is.
+        limit: Option<ByteRate>,
+    },
+    /// As [`Step::Push`], but each unit's digest goes first, and its content only if the destination holds that nowhere.
+    /// Blocks only.
+    Offer {
+        /// What to offer.
+        units: Ordered<U>,
+        /// The most that this may take of the link; `None`: all that there is.
         limit: Option<ByteRate>,
     },
     /// Look at the log of writes once everything pushed before is sent.

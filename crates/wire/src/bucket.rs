@@ -3,13 +3,14 @@
 //! A token bucket *with debt*: bytes may go once everything that went before them is paid for, and then put the bucket
 //! into debt. An idle link saves credit up to one burst.
 //!
-//! | level | meaning | a bulk reservation | an urgent reservation |
+//! | level | meaning | a reservation of bulk, or ahead of it | an urgent reservation |
 //! |---|---|---|---|
 //! | >= 0 | credit, at most one burst | goes if the credit also covers the bulk booked before it | goes |
 //! | < 0 | debt of what has gone | waits, behind the bulk booked before it | waits for the debt only |
 //!
 //! Bulk (the memory lanes' push, NBD) is served first come, first served by bursts: callers ask for at most one burst at
-//! a time, so several lanes share the link evenly. Urgent bytes (demand replies, control) pass the bulk that *waits*;
+//! a time, so several lanes share the link evenly. What is asked for *ahead* (a prefetch) stands in the same queue before
+//! all bulk: while it lasts, bulk gets nothing. Urgent bytes (demand replies, control) pass the bulk that *waits*;
 //! what has gone they wait for, at most one burst. They are charged all the same: bulk that waits is pushed back, and
 //! urgents alone are held to the rate. Over any window, the bytes that go are at most rate x window + 2 bursts.
 //!
@@ -45,10 +46,12 @@ const RECHECK: Nanos = Nanos(20_000_000);
 const SCALE: i128 = 1_000_000_000;
 
 /// How pressing bytes are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// Somebody waits for them: a demand reply, control. They pass the bulk that waits.
+    /// Somebody waits for them: a demand reply, control. They pass all that waits.
     Urgent,
+    /// Somebody will soon wait for them: what a destination fetches by itself. They go before the bulk that waits.
+    Ahead,
     /// Everything else, first come, first served.
     Bulk,
 }
@@ -77,6 +80,7 @@ struct State {
 #[derive(Debug)]
 struct Waiting {
     ticket: u64,
+    class: Class,
     bytes: u64,
     /// The instant at which these bytes go by themselves; `None`: their owner asks again.
     goes: Option<Nanos>,
@@ -132,10 +136,9 @@ impl Bucket {
     pub fn reserve(&self, now: Nanos, bytes: u64, class: Class) -> Nanos {
         let mut state = self.lock();
         state.advance(now);
-        let ahead = if class == Class::Bulk { state.waiting.iter().map(|w| w.bytes).sum() } else { 0 };
-        let instant = state.instant(now, ahead);
-        if class == Class::Bulk && instant > now {
-            state.queue(bytes, Some(instant));
+        let instant = state.instant(now, state.ahead_of(class));
+        if class != Class::Urgent && instant > now {
+            state.queue(class, bytes, Some(instant));
         } else {
             state.charge(bytes);
         }
@@ -149,8 +152,7 @@ impl Bucket {
         }
         let mut state = self.lock();
         state.advance(now);
-        let ahead = if class == Class::Bulk { state.waiting.iter().map(|w| w.bytes).sum() } else { 0 };
-        let instant = state.instant(now, ahead);
+        let instant = state.instant(now, state.ahead_of(class));
         if instant <= now {
             state.charge(bytes);
             return None;
@@ -160,7 +162,7 @@ impl Bucket {
                 state.charge(bytes);
                 Place::At(instant)
             }
-            Class::Bulk => Place::Ticket(state.queue(bytes, None)),
+            Class::Ahead | Class::Bulk => Place::Ticket(state.queue(class, bytes, None)),
         };
         drop(state);
         Some(Booking { bucket: Arc::clone(self), place })
@@ -287,10 +289,16 @@ impl State {
         now.plus(Nanos(u64::try_from(wait).unwrap_or(u64::MAX)))
     }
 
-    fn queue(&mut self, bytes: u64, goes: Option<Nanos>) -> u64 {
+    /// The bytes that wait and go before those of this class that come now.
+    fn ahead_of(&self, class: Class) -> u64 {
+        self.waiting.iter().filter(|waiting| waiting.class <= class).map(|waiting| waiting.bytes).sum()
+    }
+
+    fn queue(&mut self, class: Class, bytes: u64, goes: Option<Nanos>) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.waiting.push_back(Waiting { ticket, bytes, goes });
+        let place = self.waiting.partition_point(|waiting| waiting.class <= class);
+        self.waiting.insert(place, Waiting { ticket, class, bytes, goes });
         ticket
     }
 

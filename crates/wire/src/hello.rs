@@ -74,6 +74,11 @@ pub enum Role {
         /// Which of the guest's disks.
         disk: u32,
     },
+    /// Digests of a disk's blocks that the source offers, and what the destination lacks of them.
+    DiskOffer {
+        /// Which of the guest's disks.
+        disk: u32,
+    },
     /// As [`Role::DiskPull`], for what the destination fetches before its guest asks for it.
     DiskPrefetch {
         /// Which of the guest's disks.
@@ -92,6 +97,7 @@ impl Role {
             Role::DiskPull { disk } => (6, disk),
             Role::DiskPrefetch { disk } => (7, disk),
             Role::DiskMirror { disk } => (8, disk),
+            Role::DiskOffer { disk } => (9, disk),
         }
     }
 
@@ -105,6 +111,7 @@ impl Role {
             (6, disk) => Some(Role::DiskPull { disk }),
             (7, disk) => Some(Role::DiskPrefetch { disk }),
             (8, disk) => Some(Role::DiskMirror { disk }),
+            (9, disk) => Some(Role::DiskOffer { disk }),
             _ => None,
         }
     }

@@ -7,7 +7,7 @@
 //! before is kept, unlike the paper's.
 
 use crate::rounds::{Next, Rounds, STOP_BLOCKS, all_of};
-use crate::strategy::{BuildContext, Constructor};
+use crate::strategy::{BuildContext, Constructor, RATE_LIMIT};
 use whimbrel_model::registry::Kind;
 use whimbrel_model::strategy::Stage;
 use whimbrel_model::{
@@ -30,7 +30,7 @@ pub(super) const MAX_ROUNDS: Parameter =
 pub(super) const ENTRY: Entry<Constructor> = Entry {
     name: NAME,
     summary: "rounds of push, the blocks that are written least first; the rest follows after the switch",
-    parameters: &[STOP_BLOCKS, MAX_ROUNDS, CHUNK],
+    parameters: &[STOP_BLOCKS, MAX_ROUNDS, CHUNK, RATE_LIMIT],
     source: SOURCE,
     build,
 };

@@ -1,6 +1,6 @@
 //! A strategy that gives up after some rounds: for the tests of the unwinding.
 
-use crate::strategy::{BuildContext, Constructor};
+use crate::strategy::{BuildContext, Constructor, RATE_LIMIT};
 use whimbrel_model::registry::Kind;
 use whimbrel_model::strategy::Stage;
 use whimbrel_model::{Block, Entry, Observe, Ordered, Parameter, Parameters, Schedule, Step, View};
@@ -11,7 +11,7 @@ const ROUNDS: Parameter =
 pub(super) const ENTRY: Entry<Constructor> = Entry {
     name: "faulty",
     summary: "aborts after some rounds of push: the guest must go on at the source, unharmed",
-    parameters: &[ROUNDS],
+    parameters: &[ROUNDS, RATE_LIMIT],
     source: "whimbrel, for its tests",
     build,
 };

@@ -5,7 +5,7 @@
 //! the guest goes on writing is downtime.
 
 use crate::rounds::{Next, Rounds, STOP_BLOCKS, all_of};
-use crate::strategy::{BuildContext, Constructor};
+use crate::strategy::{BuildContext, Constructor, RATE_LIMIT};
 use whimbrel_model::event::EndedBy;
 use whimbrel_model::registry::Kind;
 use whimbrel_model::strategy::Stage;
@@ -22,7 +22,7 @@ const LOOK_EVERY: Nanos = Nanos(20_000_000);
 pub(super) const ENTRY: Entry<Constructor> = Entry {
     name: NAME,
     summary: "rounds of push; blocks that are dirty at the pause are carried over in it",
-    parameters: &[STOP_BLOCKS, MAX_ROUNDS],
+    parameters: &[STOP_BLOCKS, MAX_ROUNDS, RATE_LIMIT],
     source: "the pre-copy that Luo et al. (CLUSTER 2008) and Nicolae and Cappello (HPDC 2012) compare with",
     build,
 };

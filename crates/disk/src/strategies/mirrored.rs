@@ -7,7 +7,7 @@
 //! pays by slower writes.
 
 use crate::rounds::all_of;
-use crate::strategy::{BuildContext, Constructor};
+use crate::strategy::{BuildContext, Constructor, RATE_LIMIT};
 use whimbrel_model::event::EndedBy;
 use whimbrel_model::registry::Kind;
 use whimbrel_model::strategy::Stage;
@@ -27,7 +27,7 @@ pub(super) const WRITES: Parameter = Parameter {
 pub(super) const ENTRY: Entry<Constructor> = Entry {
     name: NAME,
     summary: "one pass, and the guest's writes are acknowledged once both hosts have them",
-    parameters: &[WRITES],
+    parameters: &[WRITES, RATE_LIMIT],
     source: "QEMU's block mirror (copy-mode write-blocking); Mashtizadeh et al., USENIX ATC 2011",
     build,
 };

@@ -17,7 +17,7 @@
 //! Counts are kept a chunk; what is pushed and fetched of a chunk are its missing blocks. With blocks as large as chunks
 //! that is the paper's unit.
 
-use crate::strategy::{BuildContext, Constructor};
+use crate::strategy::{BuildContext, Constructor, RATE_LIMIT};
 use whimbrel_model::event::EndedBy;
 use whimbrel_model::registry::Kind;
 use whimbrel_model::strategy::Stage;
@@ -64,7 +64,7 @@ pub(super) const DRAIN: Parameter = Parameter {
 pub(super) const ENTRY: Entry<Constructor> = Entry {
     name: NAME,
     summary: "pushes what is cold while memory moves; the rest is fetched by the destination, the hottest first",
-    parameters: &[THRESHOLD, CHUNK, HOT, PREFETCH, DRAIN],
+    parameters: &[THRESHOLD, CHUNK, HOT, PREFETCH, DRAIN, RATE_LIMIT],
     source: PAPER,
     build,
 };

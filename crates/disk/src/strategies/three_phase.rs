@@ -8,7 +8,7 @@
 //!    first. Demand fetches are the engine's.
 
 use crate::rounds::{Next, Rounds, STOP_BLOCKS, all_of};
-use crate::strategy::{BuildContext, Constructor};
+use crate::strategy::{BuildContext, Constructor, RATE_LIMIT};
 use whimbrel_model::registry::Kind;
 use whimbrel_model::strategy::Stage;
 use whimbrel_model::{Block, Entry, Parameter, Parameters, Rest, Schedule, Step, View};
@@ -27,7 +27,7 @@ const MAX_ROUNDS: Parameter = Parameter {
 pub(super) const ENTRY: Entry<Constructor> = Entry {
     name: NAME,
     summary: "rounds of push, then the bitmap crosses in the pause, then the marked blocks follow",
-    parameters: &[STOP_BLOCKS, MAX_ROUNDS],
+    parameters: &[STOP_BLOCKS, MAX_ROUNDS, RATE_LIMIT],
     source: SOURCE,
     build,
 };

@@ -5,11 +5,13 @@
 //! | wanted | the volume's making, `begin_receive`   | stored    | stored                            |
 //! | merged | `begin_pull`                           | refused   | stored where missing, else dropped |
 //! | late   | `begin_visit`: the guest came whole    | refused   | dropped                           |
+//! | remote | `begin_remote`: its disk stayed        | refused   | dropped                           |
 //!
 //! A change of state waits for the arrivals that are being stored: none is stored under the rules of the state before.
 
 use super::image::Content;
 use super::pull::{Fetch, Pull};
+use super::remote::RemoteDisk;
 use super::{A_HOLE_WILL_DO, Volume, invalid};
 use std::io;
 use std::sync::atomic::Ordering::SeqCst;
@@ -25,6 +27,8 @@ pub(super) enum Arrivals {
     Merged(Arc<Pull>),
     /// The guest is here, and nothing was missing when it came.
     Late,
+    /// The guest is here, and its disk at another host.
+    Remote(Arc<dyn RemoteDisk>),
 }
 
 impl std::fmt::Debug for Arrivals {
@@ -33,6 +37,7 @@ impl std::fmt::Debug for Arrivals {
             Arrivals::Wanted => f.write_str("wanted"),
             Arrivals::Merged(pull) => write!(f, "merged, {} missing", pull.missing()),
             Arrivals::Late => f.write_str("late"),
+            Arrivals::Remote(_) => f.write_str("remote"),
         }
     }
 }
@@ -70,7 +75,7 @@ impl Volume {
         pull.say_if_whole();
     }
 
-    fn change_to(&self, next: Arrivals) {
+    pub(super) fn change_to(&self, next: Arrivals) {
         assert_eq!(self.in_flight(), 0, "the guest is running on the disk whose state changes");
         let mut arrivals = self.arrivals.write().unwrap_or_else(PoisonError::into_inner);
         self.pulling.store(false, SeqCst);
@@ -94,7 +99,7 @@ impl Volume {
         self.covering(offset, data.len() as u64)?;
         match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
             Arrivals::Wanted => self.image.write(offset, Content::Data(data)),
-            Arrivals::Merged(_) | Arrivals::Late => Err(invalid(format!(
+            Arrivals::Merged(_) | Arrivals::Late | Arrivals::Remote(_) => Err(invalid(format!(
                 "{} is its guest's: the host writes no more than arriving blocks to it",
                 self.path().display()
             ))),
@@ -138,7 +143,7 @@ impl Volume {
                 pull.say_if_whole();
                 result
             }
-            Arrivals::Late => {
+            Arrivals::Late | Arrivals::Remote(_) => {
                 self.dropped.fetch_add(extent.count, SeqCst);
                 Ok(Vec::new())
             }
@@ -155,7 +160,7 @@ impl Volume {
         };
         match &*arrivals {
             Arrivals::Wanted => self.image.try_write_now(extent.start * self.block_bytes, data),
-            Arrivals::Merged(_) | Arrivals::Late => Ok(Now::WouldBlock),
+            Arrivals::Merged(_) | Arrivals::Late | Arrivals::Remote(_) => Ok(Now::WouldBlock),
         }
     }
 
@@ -189,7 +194,7 @@ impl Volume {
     fn merging<T>(&self, look: impl FnOnce(&Pull) -> T) -> Option<T> {
         match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
             Arrivals::Merged(pull) => Some(look(pull)),
-            Arrivals::Wanted | Arrivals::Late => None,
+            Arrivals::Wanted | Arrivals::Late | Arrivals::Remote(_) => None,
         }
     }
 }

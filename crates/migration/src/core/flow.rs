@@ -6,8 +6,8 @@ use whimbrel_memory::{Select, SelectView};
 use whimbrel_model::event::{EndedBy, Round, Sent};
 use whimbrel_model::strategy::{Stage, Verdict};
 use whimbrel_model::{
-    Block, ByteRate, Event, Extent, Family, Mirroring, Nanos, Observe, Page, Rest, Schedule, Step, Unit, UnitSet, View,
-    WriteCounts,
+    Block, ByteRate, Event, Extent, Family, Mirroring, Nanos, Observe, Ordered, Page, Rest, Schedule, Step, Unit,
+    UnitSet, View, WriteCounts,
 };
 
 /// Bytes that one job asks a lane to send.
@@ -39,6 +39,7 @@ pub(super) enum Want {
         runs: Vec<Run>,
         limit: Option<ByteRate>,
         content: bool,
+        offered: bool,
     },
     Observe(Observe),
     Deferred(u64),
@@ -142,6 +143,8 @@ pub(super) struct Flow<U: FlowUnit> {
     counts: Option<WriteCounts<U>>,
     queue: VecDeque<Extent>,
     limit: Option<ByteRate>,
+    /// What is queued goes by its digests first.
+    offered: bool,
     steps: VecDeque<Step<U>>,
     awaiting: Awaiting,
     since_peek: Option<u64>,
@@ -180,6 +183,7 @@ impl<U: FlowUnit> Flow<U> {
             counts: None,
             queue: VecDeque::new(),
             limit: None,
+            offered: false,
             steps: VecDeque::new(),
             awaiting: Awaiting::Nothing,
             since_peek: None,
@@ -263,7 +267,7 @@ impl<U: FlowUnit> Flow<U> {
         self.steps.clear();
         self.awaiting = Awaiting::Nothing;
         self.since_peek = None;
-        self.limit = None;
+        (self.limit, self.offered) = (None, false);
     }
 
     /// The engine takes the log for the last time. A strategy's own take may still be under way.
@@ -280,6 +284,12 @@ impl<U: FlowUnit> Flow<U> {
     pub(super) fn carry_over(&mut self) {
         self.begin_stage();
         self.queue.extend(self.unsent.extents());
+    }
+
+    /// What was written needn't be sent: it never leaves its place.
+    pub(super) fn remain(&mut self) {
+        self.begin_stage();
+        self.unsent.clear();
     }
 
     /// A set of units was taken up by the destination by itself (a pull): what of it was unsent needn't be sent.
@@ -449,7 +459,8 @@ impl<U: FlowUnit> Flow<U> {
                 self.open.start.get_or_insert(around.now);
                 self.open.limit = self.limit;
                 let job = self.open_job(content_units);
-                wants.push(Want::Send { job, runs, limit: self.limit, content: content_units > 0 });
+                let (limit, offered) = (self.limit, self.offered);
+                wants.push(Want::Send { job, runs, limit, content: content_units > 0, offered });
             }
         }
         self.is_quiet()
@@ -515,11 +526,9 @@ impl<U: FlowUnit> Flow<U> {
             self.ready = None;
         }
         match step {
-            Step::Push { units, limit } => {
-                self.limit = limit;
-                self.since_peek = None;
-                self.queue.extend(units.extents().iter().copied().filter(|e| e.count > 0));
-            }
+            Step::Push { units, limit } => self.enqueue(&units, limit, false),
+            Step::Offer { units, limit } if U::FAMILY == Family::Disk => self.enqueue(&units, limit, true),
+            Step::Offer { .. } => wants.push(Want::Abort("memory can't be offered by digests".to_owned())),
             Step::Observe(observe) => {
                 self.open.start.get_or_insert(around.now);
                 self.awaiting = Awaiting::Observation;
@@ -528,6 +537,9 @@ impl<U: FlowUnit> Flow<U> {
             }
             Step::Mirror(mirroring) => wants.push(Want::Mirror(mirroring, self.unsent.extents().collect())),
             Step::Wait(until) => self.awaiting = Awaiting::Instant(requested.plus(until)),
+            Step::Ready { rest: Rest::Remain, .. } if U::FAMILY == Family::Memory => {
+                wants.push(Want::Abort("memory can't remain at the source".to_owned()));
+            }
             Step::Ready { rest, firm, ended_by } => {
                 self.ready = Some(Readiness { rest, firm, ended_by });
                 if self.steps.is_empty() {
@@ -536,6 +548,12 @@ impl<U: FlowUnit> Flow<U> {
             }
             Step::Abort(reason) => wants.push(Want::Abort(reason)),
         }
+    }
+
+    fn enqueue(&mut self, units: &Ordered<U>, limit: Option<ByteRate>, offered: bool) {
+        (self.limit, self.offered) = (limit, offered);
+        self.since_peek = None;
+        self.queue.extend(units.extents().iter().copied().filter(|e| e.count > 0));
     }
 
     fn ask(&mut self, around: &Around, requested: Nanos) -> Vec<Step<U>> {

@@ -152,7 +152,8 @@ impl SourceCore {
                 {
                     self.bandwidth.begin(now);
                     self.demanded_jobs.push(job);
-                    effects.push(SourceEffect::Send { family: Family::Memory, job, runs, limit: None, demanded: true });
+                    let family = Family::Memory;
+                    effects.push(SourceEffect::Send { family, job, runs, limit: None, demanded: true, offered: false });
                 }
             }
             SourceInput::Pulled { extent, demanded } => self.pulled(extent, demanded, effects),
@@ -238,7 +239,7 @@ impl SourceCore {
                     self.switchover.memory_taken = true;
                     match self.memory_rest {
                         Rest::CarryOver => self.memory.carry_over(),
-                        Rest::LeaveBehind => self.memory.begin_stage(),
+                        Rest::LeaveBehind | Rest::Remain => self.memory.begin_stage(),
                     }
                 }
             }
@@ -252,6 +253,7 @@ impl SourceCore {
                     match self.disk_rest {
                         Rest::CarryOver => disk.carry_over(),
                         Rest::LeaveBehind => disk.begin_stage(),
+                        Rest::Remain => disk.remain(),
                     }
                 }
             }
@@ -409,13 +411,13 @@ impl SourceCore {
         let share = turn.share.zip(self.limits.link).map(|(share, link)| link.0 * share);
         for want in wants {
             match want {
-                Want::Send { job, runs, limit, content } => {
+                Want::Send { job, runs, limit, content, offered } => {
                     if content {
                         self.bandwidth.begin(now);
                     }
                     let least = limit.map(|l| l.0).into_iter().chain(share).reduce(f64::min);
                     let limit = least.map(ByteRate);
-                    effects.push(SourceEffect::Send { family, job, runs, limit, demanded: false });
+                    effects.push(SourceEffect::Send { family, job, runs, limit, demanded: false, offered });
                 }
                 Want::Observe(observe) => effects.push(SourceEffect::Observe { family, observe }),
                 Want::Deferred(pages) => effects.push(SourceEffect::Record(Event::Deferred { pages })),
@@ -473,7 +475,7 @@ impl SourceCore {
             effects.push(SourceEffect::Barrier);
         }
         let disk_carried =
-            self.disk.as_ref().is_none_or(|d| d.is_quiet() && (self.disk_rest == Rest::LeaveBehind || d.is_empty()));
+            self.disk.as_ref().is_none_or(|d| d.is_quiet() && (self.disk_rest != Rest::CarryOver || d.is_empty()));
         if disk_carried && !self.switchover.disk_carried {
             self.switchover.disk_carried = true;
             let round = self.disk.as_mut().and_then(|d| d.close_paused_round(now, self.requested));
@@ -496,16 +498,18 @@ impl SourceCore {
     fn left_behind_pages(&self) -> UnitSet<Page> {
         match self.memory_rest {
             Rest::LeaveBehind => self.memory.unsent().clone(),
-            Rest::CarryOver => UnitSet::empty(self.memory.total_units()),
+            Rest::CarryOver | Rest::Remain => UnitSet::empty(self.memory.total_units()),
         }
     }
 
+    /// `None` without a disk, and for one that remains: the destination has nothing of it to become whole.
     fn left_behind_blocks(&self) -> Option<UnitSet<Block>> {
         let disk = self.disk.as_ref()?;
-        Some(match self.disk_rest {
-            Rest::LeaveBehind => disk.unsent().clone(),
-            Rest::CarryOver => UnitSet::empty(disk.total_units()),
-        })
+        match self.disk_rest {
+            Rest::LeaveBehind => Some(disk.unsent().clone()),
+            Rest::CarryOver => Some(UnitSet::empty(disk.total_units())),
+            Rest::Remain => None,
+        }
     }
 
     fn hand_over(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
@@ -550,7 +554,7 @@ impl SourceCore {
             Phase::Setup | Phase::Push | Phase::Switchover => self.abort(reason, effects),
             Phase::Pull if !self.resumed => self.finish(Ending::Undecided { reason }, effects),
             Phase::Pull | Phase::Complete | Phase::Aborted => {
-                let nothing_left = self.memory_rest == Rest::CarryOver && self.disk_rest == Rest::CarryOver;
+                let nothing_left = self.memory_rest == Rest::CarryOver && self.disk_rest != Rest::LeaveBehind;
                 self.finish(if nothing_left { Ending::Completed } else { Ending::Lost { reason } }, effects);
             }
         }

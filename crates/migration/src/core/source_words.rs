@@ -113,6 +113,8 @@ pub enum SourceEffect {
         runs: Vec<Run>,
         /// The most of the link that the job may take.
         limit: Option<ByteRate>,
+        /// Digests go first, and only content that the destination holds nowhere follows. Blocks only.
+        offered: bool,
         /// Ahead of everything else: a vCPU waits.
         demanded: bool,
     },

@@ -3,6 +3,8 @@
 use super::control_lane::{begin_as_destination, hear, say};
 use super::disk_lane::{PrefetchJob, Pulled, Puller, connect_to_export, prefetch, serve_pushes};
 use super::memory_lane::{Arrival, LaneReceiver};
+use super::offer_lane::serve_offers;
+use super::remote_lane::RemoteLane;
 use super::setup::Connections;
 use super::watch::WorkWatch;
 use super::{DriverError, FAREWELL, in_words};
@@ -10,6 +12,7 @@ use crate::core::{DestinationCore, DestinationEffect, DestinationInput, Ending};
 use crate::recorder::Recorder;
 use crate::witness::Witness;
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,10 +21,10 @@ use tokio::task::JoinHandle;
 use whimbrel_disk::Volume;
 use whimbrel_machine::Machine;
 use whimbrel_memory::{MissingPages, Part};
-use whimbrel_model::{Block, Event, Extent, Family, Nanos, Page, Schedule, UnitSet};
+use whimbrel_model::{Block, Event, Extent, Family, Nanos, Needs, Page, Schedule, UnitSet};
 use whimbrel_nbd::Client;
 use whimbrel_wire::page_frames::Frame;
-use whimbrel_wire::{Class, LinkStream, Severer, clock};
+use whimbrel_wire::{AsyncLinkStream, Class, LinkStream, Severer, clock};
 
 /// How often the guest is asked whether it has failed.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -34,6 +37,8 @@ pub struct DestinationParts {
     pub volume: Option<Arc<Volume>>,
     /// What orders the prefetch of its blocks; `None`: nothing is fetched that the guest did not ask for.
     pub prefetch: Option<Box<dyn Schedule<Block>>>,
+    /// What the disk's strategy needs, if there is a disk.
+    pub needs: Option<Needs>,
     /// The streams from the source.
     pub connections: Connections,
     /// What sees the guest's writes here, if it is to be asked.
@@ -61,13 +66,17 @@ pub struct Arrived {
 /// # Errors
 /// Setup failed; nothing has run here.
 pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> {
-    let DestinationParts { machine, volume, prefetch, connections, witness, recorder, runtime } = parts;
-    volume.iter().for_each(|v| v.begin_receive());
+    let DestinationParts { machine, volume, prefetch, needs, connections, witness, recorder, runtime } = parts;
+    let remains = needs.is_some_and(|needs| needs.remains);
+    volume.iter().filter(|_| !remains).for_each(|v| v.begin_receive());
     begin_as_destination(&connections.control)?;
-    let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror } = connections;
+    let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror, disk_offer } =
+        connections;
     let (inputs, received) = channel();
     let missing: Arc<OnceLock<Arc<MissingPages>>> = Arc::default();
-    let (pages, blocks) = (machine.ram().pages(), volume.as_ref().map(|v| v.blocks()));
+    // Of a disk that remains no word is said.
+    let blocks = volume.as_ref().filter(|_| !remains).map(|v| v.blocks());
+    let pages = machine.ram().pages();
     let sever = [push.severer(), demand.severer()];
     let wants = Arc::clone(&demand);
     for stream in [push, demand] {
@@ -87,16 +96,9 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
             ended => ended,
         }
     });
-    for stream in [disk_push, disk_mirror].into_iter().flatten() {
-        let Some(volume) = &volume else { continue };
+    if let Some(volume) = &volume {
         let news = DiskNews { inputs: inputs.clone(), recorder: recorder.clone() };
-        let failed = news.clone();
-        let serving = serve_pushes(stream, Arc::clone(volume), move |_, waited| news.arrived(waited, true));
-        runtime.spawn(async move {
-            if let Err(error) = serving.await {
-                failed.failed(error);
-            }
-        });
+        serve_disk(&runtime, volume, [disk_push, disk_mirror], disk_offer, &news);
     }
     // Now, while it costs no downtime: a guest must not be taken over whose blocks can't be had.
     let connect = |stream: Option<_>| stream.map(|stream| runtime.spawn(connect_to_export(stream)));
@@ -106,6 +108,7 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
         core: DestinationCore::new(prefetch.map(|schedule| (schedule, block_bytes))),
         machine,
         volume,
+        remains,
         recorder,
         runtime,
         control,
@@ -156,6 +159,32 @@ fn lost(error: &DriverError) -> DestinationInput {
     if error.is_end_of_stream() { DestinationInput::LaneEnded(reason) } else { DestinationInput::Lost(reason) }
 }
 
+/// Serves what the source sends of the disk: blocks, and offers of them.
+fn serve_disk(
+    runtime: &tokio::runtime::Handle,
+    volume: &Arc<Volume>,
+    pushes: [Option<AsyncLinkStream>; 2],
+    offers: Option<AsyncLinkStream>,
+    news: &DiskNews,
+) {
+    let told = |serving: Pin<Box<dyn Future<Output = Result<(), DriverError>> + Send>>| {
+        let failed = news.clone();
+        runtime.spawn(async move {
+            if let Err(error) = serving.await {
+                failed.failed(error);
+            }
+        });
+    };
+    for stream in pushes.into_iter().flatten() {
+        let news = news.clone();
+        told(Box::pin(serve_pushes(stream, Arc::clone(volume), move |_, waited| news.arrived(waited, true))));
+    }
+    if let Some(stream) = offers {
+        let news = news.clone();
+        told(Box::pin(serve_offers(stream, Arc::clone(volume), move |waited| news.arrived(waited, true))));
+    }
+}
+
 fn hear_arrival(arrival: Arrival, inputs: &Sender<DestinationInput>, recorder: &Recorder) {
     let input = match arrival {
         Arrival::Barrier => DestinationInput::BarrierArrived,
@@ -202,6 +231,8 @@ struct Destination {
     core: DestinationCore,
     machine: Arc<dyn Machine>,
     volume: Option<Arc<Volume>>,
+    /// The disk stays where it is.
+    remains: bool,
     recorder: Recorder,
     runtime: tokio::runtime::Handle,
     control: Arc<LinkStream>,
@@ -269,6 +300,7 @@ impl Destination {
             }
             DestinationEffect::Resume => {
                 self.machine.reset_silence();
+                self.volume.iter().for_each(|volume| volume.come_home());
                 self.machine.run();
                 self.watch = Some(WorkWatch::start(Arc::clone(&self.machine), self.recorder.clone()));
                 return Ok(Some(DestinationInput::Resumed));
@@ -299,11 +331,14 @@ impl Destination {
             }
         }
         match (self.volume.clone(), blocks) {
+            (Some(volume), _) if self.remains && volume.is_home() => volume.begin_visit(),
+            (Some(volume), _) if self.remains => {
+                let client = self.puller()?;
+                volume.begin_remote(RemoteLane::start(&self.runtime, client));
+            }
             (Some(volume), Some(blocks)) if blocks.is_empty() => volume.begin_visit(),
             (Some(volume), Some(blocks)) => {
-                let (pull, ahead) = (self.disk_pull.take(), self.disk_prefetch.take());
-                let client = self.connected(pull)?;
-                let client = client.ok_or_else(|| DriverError::Protocol("there is no stream for pulls".to_owned()))?;
+                let (client, ahead) = (self.puller()?, self.disk_prefetch.take());
                 let news = DiskNews { inputs: self.inputs.clone(), recorder: self.recorder.clone() };
                 if let Some(client) = self.connected(ahead)? {
                     let (jobs, to_do) = unbounded_channel();
@@ -317,6 +352,12 @@ impl Destination {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The connection for what the guest asks for.
+    fn puller(&mut self) -> Result<Client, DriverError> {
+        let pull = self.disk_pull.take();
+        self.connected(pull)?.ok_or_else(|| DriverError::Protocol("there is no stream for pulls".to_owned()))
     }
 
     /// A connection to the source's export that was begun in setup and works.

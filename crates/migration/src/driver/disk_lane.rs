@@ -2,12 +2,13 @@
 //! destination's export; the destination reads what its guest needs from the source's.
 
 use super::DriverError;
+use super::offer_lane::OfferLane;
 use crate::core::Run;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
-use whimbrel_disk::{Fetch, IncomingExport, OutgoingExport, Volume};
+use whimbrel_disk::{DIGEST_BYTES, Fetch, IncomingExport, OutgoingExport, Volume, digests};
 use whimbrel_model::event::Sent;
 use whimbrel_model::{ByteRate, Extent};
 use whimbrel_nbd::{Client, ClientOptions, Exports, Shutdown, ZeroMode, serve_connection};
@@ -25,11 +26,15 @@ pub(super) struct DiskJob {
     pub(super) job: u64,
     pub(super) runs: Vec<Run>,
     pub(super) limit: Option<ByteRate>,
+    /// Digests go first.
+    pub(super) offered: bool,
 }
 
 /// The pushing end.
 pub(super) struct DiskSender {
     pub(super) volume: Arc<Volume>,
+    /// Where digests are offered; `None`: none ever are.
+    pub(super) offers: Option<OfferLane>,
 }
 
 impl DiskSender {
@@ -57,8 +62,13 @@ impl DiskSender {
                             limit_set = job.limit;
                             limit.set_rate(clock::now(), job.limit);
                         }
-                        let (client, volume) = (client.clone(), Arc::clone(&self.volume));
-                        working.spawn(push(client, volume, Arc::clone(&slots), Arc::clone(&limit), job));
+                        let pusher = Pusher {
+                            client: client.clone(),
+                            volume: Arc::clone(&self.volume),
+                            limit: Arc::clone(&limit),
+                            offers: self.offers.clone().filter(|_| job.offered),
+                        };
+                        working.spawn(push(pusher, Arc::clone(&slots), job));
                     }
                 },
                 Some(done) = working.join_next() => {
@@ -72,48 +82,33 @@ impl DiskSender {
     }
 }
 
-/// Pushes one job's runs; holes go as zeroes without content.
-async fn push(
+/// What pushes one job.
+#[derive(Clone)]
+struct Pusher {
     client: Client,
     volume: Arc<Volume>,
-    slots: Arc<Semaphore>,
     limit: Arc<Bucket>,
-    job: DiskJob,
-) -> Result<(u64, Sent), DriverError> {
-    let block_bytes = volume.block_bytes();
-    let piece_blocks = (PIECE_BYTES / block_bytes).max(1);
+    /// Where digests go first; `None`: content goes at once.
+    offers: Option<OfferLane>,
+}
+
+/// Pushes one job's runs; holes go as zeroes without content.
+async fn push(pusher: Pusher, slots: Arc<Semaphore>, job: DiskJob) -> Result<(u64, Sent), DriverError> {
     let mut pieces: JoinSet<Result<Sent, DriverError>> = JoinSet::new();
     for run in &job.runs {
-        let data = volume.data_extents(run.extent)?;
-        for (extent, is_data) in with_holes(run.extent, &data) {
-            for piece in cut(extent, if is_data { piece_blocks } else { u64::MAX }) {
-                let slot = Arc::clone(&slots).acquire_owned().await.map_err(std::io::Error::other)?;
-                if is_data {
-                    limit.admit_async(piece.count * block_bytes, Class::Bulk).await;
+        for (piece, is_data) in pusher.pieces(run.extent)? {
+            let slot = Arc::clone(&slots).acquire_owned().await.map_err(std::io::Error::other)?;
+            let (pusher, again) = (pusher.clone(), run.again);
+            pieces.spawn(async move {
+                let mut sent = Sent::default();
+                pusher.push_piece(piece, is_data, &mut sent).await?;
+                if again {
+                    (sent.again_units, sent.first_units) = (sent.first_units, 0);
+                    (sent.again_bytes, sent.first_bytes) = (sent.first_bytes, 0);
                 }
-                let (client, volume, again) = (client.clone(), Arc::clone(&volume), run.again);
-                pieces.spawn(async move {
-                    let mut sent = Sent::default();
-                    // The guest may hold it, whose write then has to reach the destination first.
-                    let claim = tokio::task::block_in_place(|| volume.begin_push(piece));
-                    match claim {
-                        None => push_part(&client, &volume, (piece, is_data), again, &mut sent).await?,
-                        Some(claim) => {
-                            for run in claim.uncopied() {
-                                // What was a hole may have been written until the claim.
-                                for (part, is_data) in with_holes(run, &volume.data_extents(run)?) {
-                                    for part in cut(part, if is_data { piece_blocks } else { u64::MAX }) {
-                                        push_part(&client, &volume, (part, is_data), again, &mut sent).await?;
-                                    }
-                                }
-                            }
-                            claim.done();
-                        }
-                    }
-                    drop(slot);
-                    Ok(sent)
-                });
-            }
+                drop(slot);
+                Ok(sent)
+            });
         }
     }
     let mut sent = Sent::default();
@@ -123,35 +118,85 @@ async fn push(
     Ok((job.job, sent))
 }
 
-/// Sends one stretch of data, or of zeroes, and counts it.
-async fn push_part(
-    client: &Client,
-    volume: &Volume,
-    (extent, is_data): (Extent, bool),
-    again: bool,
-    sent: &mut Sent,
-) -> Result<(), DriverError> {
-    let offset = extent.start * volume.block_bytes();
-    let length = extent.count * volume.block_bytes();
-    let (units, payload) = if again {
-        (&mut sent.again_units, &mut sent.again_bytes)
-    } else {
-        (&mut sent.first_units, &mut sent.first_bytes)
-    };
-    *units += extent.count;
-    if is_data {
-        *payload += length;
-        sent.raw_units += extent.count;
-        let mut buffer = client.take_buffer(length as usize);
-        // From the page cache as a rule; where the disk must be waited for, so must the push.
-        tokio::task::block_in_place(|| volume.read_blocks(extent, &mut buffer))?;
-        client.write(offset, buffer, false).await?;
-    } else {
-        sent.zero_units += extent.count;
-        let mode = ZeroMode { may_trim: true, ..ZeroMode::default() };
-        client.write_zeroes(offset, length, mode).await?;
+impl Pusher {
+    /// The extent in order, cut into pieces of data and into holes.
+    fn pieces(&self, extent: Extent) -> Result<Vec<(Extent, bool)>, DriverError> {
+        let most = (PIECE_BYTES / self.volume.block_bytes()).max(1);
+        let parts = with_holes(extent, &self.volume.data_extents(extent)?).into_iter();
+        Ok(parts
+            .flat_map(|(part, is_data)| cut(part, if is_data { most } else { u64::MAX }).map(move |p| (p, is_data)))
+            .collect())
     }
-    Ok(())
+
+    /// Sends a piece, and counts it as sent for the first time.
+    async fn push_piece(&self, piece: Extent, is_data: bool, sent: &mut Sent) -> Result<(), DriverError> {
+        // The guest may hold it, whose write then has to reach the destination first.
+        let claim = tokio::task::block_in_place(|| self.volume.begin_push(piece));
+        match (claim, &self.offers) {
+            (None, Some(offers)) if is_data => self.offer_part(offers, piece, sent).await,
+            (None, _) => self.push_part(piece, is_data, sent).await,
+            (Some(claim), _) => {
+                for run in claim.uncopied() {
+                    // What was a hole may have been written until the claim.
+                    for (part, is_data) in self.pieces(run)? {
+                        self.push_part(part, is_data, sent).await?;
+                    }
+                }
+                claim.done();
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends one stretch of data, or of zeroes, and counts it.
+    async fn push_part(&self, extent: Extent, is_data: bool, sent: &mut Sent) -> Result<(), DriverError> {
+        sent.first_units += extent.count;
+        if is_data {
+            sent.raw_units += extent.count;
+            return self.write(extent, self.read(extent)?, sent).await;
+        }
+        sent.zero_units += extent.count;
+        let (offset, length) = (extent.start * self.volume.block_bytes(), extent.count * self.volume.block_bytes());
+        let mode = ZeroMode { may_trim: true, ..ZeroMode::default() };
+        Ok(self.client.write_zeroes(offset, length, mode).await?)
+    }
+
+    /// Offers the digests of one stretch of data, sends what the destination lacks of it, and counts both.
+    async fn offer_part(&self, offers: &OfferLane, extent: Extent, sent: &mut Sent) -> Result<(), DriverError> {
+        let bytes = self.volume.block_bytes();
+        let data = self.read(extent)?;
+        let names = tokio::task::block_in_place(|| digests(&data, bytes));
+        let lacking = offers.lacking(extent, names).await?;
+        let lacks: u64 = lacking.iter().map(|run| run.count).sum();
+        let held = extent.count - lacks;
+        sent.first_units += extent.count;
+        sent.raw_units += lacks;
+        sent.reference_units += held;
+        sent.reference_bytes += held * DIGEST_BYTES as u64;
+        sent.offer_bytes += lacks * DIGEST_BYTES as u64;
+        sent.first_bytes += extent.count * DIGEST_BYTES as u64;
+        for run in lacking {
+            let (from, to) = ((run.start - extent.start) * bytes, (run.end() - extent.start) * bytes);
+            let mut content = self.client.take_buffer((to - from) as usize);
+            content.copy_from_slice(&data[from as usize..to as usize]);
+            self.write(run, content, sent).await?;
+        }
+        self.client.give_buffer(data);
+        Ok(())
+    }
+
+    fn read(&self, extent: Extent) -> Result<Vec<u8>, DriverError> {
+        let mut buffer = self.client.take_buffer((extent.count * self.volume.block_bytes()) as usize);
+        // From the page cache as a rule; where the disk must be waited for, so must the push.
+        tokio::task::block_in_place(|| self.volume.read_blocks(extent, &mut buffer))?;
+        Ok(buffer)
+    }
+
+    async fn write(&self, extent: Extent, content: Vec<u8>, sent: &mut Sent) -> Result<(), DriverError> {
+        self.limit.admit_async(content.len() as u64, Class::Bulk).await;
+        sent.first_bytes += content.len() as u64;
+        Ok(self.client.write(extent.start * self.volume.block_bytes(), content, false).await?)
+    }
 }
 
 /// The extent in order, cut into data and holes.

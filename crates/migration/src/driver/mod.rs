@@ -11,6 +11,10 @@
 //! | disk pull | NBD: the destination reads from the source's export what its guest waits for | tokio |
 //! | disk prefetch | the same, for what its guest has not asked for; where the strategy needs it | tokio |
 //! | disk mirror | NBD: the guest's writes, before they are acknowledged; where the strategy needs it | tokio |
+//! | disk offer | digests of blocks one way, what of them is lacking the other; where the strategy needs it | tokio |
+//!
+//! Where the disk remains at the source, the lane of pulls carries all of the guest's requests to it, writes too, and lives
+//! on after the move. Its bytes are the guest's and not the migration's: no row counts them.
 //!
 //! The memory lanes run on threads of their own because they read and write guest RAM by vectored calls on blocking
 //! sockets: no copy in user space, which an asynchronous stream can't offer.
@@ -20,7 +24,9 @@ mod destination;
 mod disk_lane;
 mod memory_lane;
 mod mirror_lane;
+mod offer_lane;
 mod own;
+mod remote_lane;
 mod setup;
 mod source;
 mod watch;

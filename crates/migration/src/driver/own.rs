@@ -74,7 +74,7 @@ pub fn accept_own(
     nic: &Nic,
     lanes: usize,
 ) -> Result<OwnConnections, DriverError> {
-    let mut streams = gather(coming, nic, 1 + lanes)?;
+    let mut streams = gather(coming, |_| nic.clone(), 1 + lanes)?;
     let mut take = |role| {
         let at = streams.iter().position(|(known, _)| *known == role);
         let missing = || DriverError::Protocol(format!("the connection for {role:?} is missing"));

@@ -32,6 +32,8 @@ pub struct Connections {
     pub disk_prefetch: Option<AsyncLinkStream>,
     /// NBD from the source to the destination's export, for the guest's writes; `None`: the strategy doesn't mirror.
     pub disk_mirror: Option<AsyncLinkStream>,
+    /// Digests of blocks, and what of them the destination lacks; `None`: the strategy offers nothing.
+    pub disk_offer: Option<AsyncLinkStream>,
 }
 
 const PUSH: Role = Role::MemoryPush { lane: 0 };
@@ -39,6 +41,7 @@ const DISK: Role = Role::Disk { disk: 0 };
 const PULL: Role = Role::DiskPull { disk: 0 };
 const PREFETCH: Role = Role::DiskPrefetch { disk: 0 };
 const MIRROR: Role = Role::DiskMirror { disk: 0 };
+const OFFER: Role = Role::DiskOffer { disk: 0 };
 
 /// The roles of a move's connections: the first three always, the disk's where there is one.
 fn roles(disk: Option<Needs>) -> Vec<Role> {
@@ -47,16 +50,17 @@ fn roles(disk: Option<Needs>) -> Vec<Role> {
         roles.extend([DISK, PULL]);
         roles.extend(needs.prefetch.then_some(PREFETCH));
         roles.extend(needs.mirror.then_some(MIRROR));
+        roles.extend(needs.offer.then_some(OFFER));
     }
     roles
 }
 
-/// What is read and written in a role passes bulk that waits, or is bulk itself.
+/// What is read and written in a role passes bulk that waits, goes before it, or is bulk itself: what is demanded, then what
+/// is fetched, then what is pushed (Nicolae and Cappello 2012).
 fn class_of(role: Role) -> Class {
     match role {
-        Role::MemoryPush { .. } | Role::Disk { .. } | Role::DiskPrefetch { .. } | Role::DiskMirror { .. } => {
-            Class::Bulk
-        }
+        Role::DiskPrefetch { .. } => Class::Ahead,
+        Role::MemoryPush { .. } | Role::Disk { .. } | Role::DiskMirror { .. } | Role::DiskOffer { .. } => Class::Bulk,
         Role::Coordinator | Role::Migration | Role::MemoryDemand | Role::DiskPull { .. } => Class::Urgent,
     }
 }
@@ -86,8 +90,16 @@ pub(super) fn open(opening: &Opening<'_>, role: Role) -> Result<LinkStream, Driv
 /// # Errors
 /// The agent can't be reached, or refuses.
 pub fn connect_roles(opening: &Opening<'_>, disk: Option<Needs>) -> Result<Connections, DriverError> {
-    let streams = roles(disk).into_iter().map(|role| Ok((role, open(opening, role)?)));
+    let card = card_of(opening.nic, disk);
+    let streams =
+        roles(disk).into_iter().map(|role| Ok((role, open(&Opening { nic: &card(role), ..*opening }, role)?)));
     Connections::of(streams.collect::<Result<_, DriverError>>()?, disk)
+}
+
+/// The card of each role, with the move's books. Requests to a disk that remains are its guest's: they have books apart.
+fn card_of(nic: &Nic, disk: Option<Needs>) -> impl Fn(Role) -> Nic {
+    let remains = disk.is_some_and(|needs| needs.remains);
+    move |role| if remains && role == PULL { nic.for_session() } else { nic.clone() }
 }
 
 impl Connections {
@@ -104,8 +116,8 @@ impl Connections {
         let mut disk =
             |role| wanted.contains(&role).then(|| Ok::<_, DriverError>(take(role)?.into_async()?)).transpose();
         let (disk_push, disk_pull) = (disk(DISK)?, disk(PULL)?);
-        let (disk_prefetch, disk_mirror) = (disk(PREFETCH)?, disk(MIRROR)?);
-        Ok(Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror })
+        let (disk_prefetch, disk_mirror, disk_offer) = (disk(PREFETCH)?, disk(MIRROR)?, disk(OFFER)?);
+        Ok(Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror, disk_offer })
     }
 }
 
@@ -128,13 +140,13 @@ pub fn accept_roles(
     nic: &Nic,
     disk: Option<Needs>,
 ) -> Result<Connections, DriverError> {
-    Connections::of(gather(coming, nic, roles(disk).len())?, disk)
+    Connections::of(gather(coming, card_of(nic, disk), roles(disk).len())?, disk)
 }
 
-/// Waits for so many connections, each of another role.
+/// Waits for so many connections, each of another role, and puts them behind their cards.
 pub(super) fn gather(
     coming: &Receiver<(Role, std::net::TcpStream)>,
-    nic: &Nic,
+    card: impl Fn(Role) -> Nic,
     wanted: usize,
 ) -> Result<Vec<(Role, LinkStream)>, DriverError> {
     let deadline = Instant::now() + PATIENCE;
@@ -154,7 +166,7 @@ pub(super) fn gather(
         if streams.iter().any(|(known, _)| *known == role) {
             return Err(DriverError::Protocol(format!("the connection for {role:?} came twice")));
         }
-        streams.push((role, LinkStream::over(tcp, nic, class_of(role))?));
+        streams.push((role, LinkStream::over(tcp, &card(role), class_of(role))?));
     }
     Ok(streams)
 }

@@ -4,6 +4,8 @@ use super::control_lane::{begin_as_source, hear, say};
 use super::disk_lane::{DiskJob, DiskSender, serve_pulls};
 use super::memory_lane::{LaneJob, LaneSender};
 use super::mirror_lane::MirrorLane;
+use super::offer_lane::OfferLane;
+use super::remote_lane::serve_remote;
 use super::setup::Connections;
 use super::{DriverError, FAREWELL, in_words};
 use crate::commands::MoveSpec;
@@ -20,7 +22,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use whimbrel_disk::{BuildContext as DiskContext, MirrorSink, Volume};
 use whimbrel_machine::Machine;
 use whimbrel_memory::{BuildContext, DirtyLog, EncodeChain};
-use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Observe, UnitSet};
+use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Needs, Observe, UnitSet};
 use whimbrel_wire::page_frames::{Frame, HEADER_BYTES};
 use whimbrel_wire::{AsyncLinkStream, Class, LinkStream, Severer, clock};
 
@@ -42,6 +44,8 @@ pub struct SourceParts<'a> {
     pub incremental: bool,
     /// The guest's seed, from which orders are drawn.
     pub seed: u64,
+    /// What the disk's strategy needs, if there is a disk.
+    pub needs: Option<Needs>,
     /// The streams to the destination.
     pub connections: Connections,
     /// The log of the guest's writes to memory.
@@ -76,12 +80,16 @@ pub struct Left {
 /// # Errors
 /// Setup failed; the guest runs on as if nothing had been.
 pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<Left, DriverError> {
-    let SourceParts { machine, volume, movement, incremental, seed, connections, mut log, recorder, .. } = parts;
+    let SourceParts { machine, volume, movement, incremental, seed, needs, connections, mut log, recorder, .. } = parts;
     log.arm()?;
     let missing_blocks = volume.as_ref().map(|volume| {
         // First of all: a write between this and the look at what is fresh must be in one of the two.
         volume.arm();
-        if incremental { volume.fresh() } else { UnitSet::full(volume.blocks()) }
+        match needs {
+            Some(needs) if needs.remains => UnitSet::empty(volume.blocks()),
+            _ if incremental => volume.fresh(),
+            _ => UnitSet::full(volume.blocks()),
+        }
     });
     let missing_count = missing_blocks.as_ref().map(UnitSet::count);
     let clock = begin_as_source(&connections.control)?;
@@ -107,9 +115,11 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<L
     let encode = std::mem::take(&mut plan.memory.encode);
     let demand_encode = movement.memory.build(&BuildContext { pages, seed }).encode;
     let (inputs, received) = channel();
-    let lanes = Lanes::start(&machine, &volume, connections, encode, demand_encode, &inputs, &parts.runtime)?;
-    let mut source =
-        Source { core: SourceCore::new(plan), machine, volume, log, recorder, lanes, timer: None, ending: None };
+    let encodes = [encode, demand_encode];
+    let remains = needs.is_some_and(|needs| needs.remains);
+    let lanes = Lanes::start(&machine, &volume, remains, connections, encodes, &inputs, &parts.runtime)?;
+    let (core, timer, ending) = (SourceCore::new(plan), None, None);
+    let mut source = Source { core, machine, volume, remains, log, recorder, lanes, timer, ending };
     source.feed(SourceInput::Start);
     let ending = source.run(&received, progress);
     source.leave(&ending);
@@ -148,13 +158,14 @@ impl Lanes {
     fn start(
         machine: &Arc<dyn Machine>,
         volume: &Option<Arc<Volume>>,
+        remains: bool,
         connections: Connections,
-        encode: EncodeChain,
-        demand_encode: EncodeChain,
+        [encode, demand_encode]: [EncodeChain; 2],
         inputs: &Sender<SourceInput>,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Self, DriverError> {
-        let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror } = connections;
+        let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror, disk_offer } =
+            connections;
         let ram = machine.ram();
         let (pages, blocks) = (ram.pages(), volume.as_ref().map(|v| v.blocks()));
         let mut sever = vec![push.severer(), demand.severer()];
@@ -188,14 +199,18 @@ impl Lanes {
             let (jobs, to_do) = tokio::sync::mpsc::unbounded_channel();
             disk = Some(jobs);
             let (to_core, told) = (inputs.clone(), inputs.clone());
-            let sender = DiskSender { volume: Arc::clone(volume) };
+            let offers = disk_offer.map(|stream| OfferLane::start(runtime, stream));
+            let sender = DiskSender { volume: Arc::clone(volume), offers };
             runtime.spawn(async move {
                 let sent = |job, sent| drop(told.send(SourceInput::Sent { family: Family::Disk, job, sent }));
                 if let Err(error) = sender.run(to_push, to_do, sent).await {
                     let _ = to_core.send(lost(&error));
                 }
             });
-            for (stream, demanded) in [(Some(to_pull), true), (disk_prefetch, false)] {
+            let (to_pull, to_remain) = if remains { (None, Some(to_pull)) } else { (Some(to_pull), None) };
+            // How the connection ends is the guest's to learn.
+            to_remain.map(|stream| runtime.spawn(serve_remote(stream, Arc::clone(volume))));
+            for (stream, demanded) in [(to_pull, true), (disk_prefetch, false)] {
                 let told = inputs.clone();
                 let pulled = move |extent| drop(told.send(SourceInput::Pulled { extent, demanded }));
                 stream.map(|stream| runtime.spawn(serve_pulls(stream, Arc::clone(volume), pulled)));
@@ -264,6 +279,8 @@ struct Source {
     core: SourceCore,
     machine: Arc<dyn Machine>,
     volume: Option<Arc<Volume>>,
+    /// The disk stays here when the guest leaves.
+    remains: bool,
     log: Box<dyn DirtyLog>,
     recorder: Recorder,
     lanes: Lanes,
@@ -321,13 +338,13 @@ impl Source {
 
     fn act(&mut self, effect: SourceEffect) -> Result<Option<SourceInput>, DriverError> {
         match effect {
-            SourceEffect::Send { family: Family::Memory, job, runs, limit, demanded } => {
+            SourceEffect::Send { family: Family::Memory, job, runs, limit, demanded, .. } => {
                 let lane = if demanded { &self.lanes.demand } else { &self.lanes.push };
                 // A lane that is gone has told of it itself.
                 lane.iter().for_each(|l| _ = l.send(LaneJob::Send { job, runs: runs.clone(), limit, demanded }));
             }
-            SourceEffect::Send { family: Family::Disk, job, runs, limit, .. } => {
-                self.lanes.disk.iter().for_each(|l| _ = l.send(DiskJob { job, runs: runs.clone(), limit }));
+            SourceEffect::Send { family: Family::Disk, job, runs, limit, offered, .. } => {
+                self.lanes.disk.iter().for_each(|l| _ = l.send(DiskJob { job, runs: runs.clone(), limit, offered }));
             }
             SourceEffect::Barrier => {
                 self.lanes.barriers += 1;
@@ -387,7 +404,12 @@ impl Source {
         if let Err(error) = self.log.disarm() {
             self.recorder.record(Event::Failed { reason: in_words(&error) });
         }
-        self.volume.iter().for_each(|v| v.disarm());
+        if let Some(volume) = &self.volume {
+            volume.disarm();
+            if self.remains && !matches!(ending, Ending::Aborted { .. }) {
+                volume.lend();
+            }
+        }
         let silence = self.machine.silence();
         self.recorder.record(Event::Silence { longest_ns: silence.longest_ns, edge: silence.last_beats });
     }

@@ -81,7 +81,7 @@ pub const METRICS: &[Metric] = &[
     amount("bytes.total", "bytes", Smaller, "The sum of the five above, both directions."),
     amount("bytes.of_which.unused", "bytes", Smaller, "Payload that the guest never used: sent, then sent again or overwritten before it was read."),
     amount("bytes.of_which.reference", "bytes", Neither, "Payload that names content held elsewhere instead of carrying it."),
-    amount("bytes.of_which.offer", "bytes", Neither, "Payload of digests that were offered to find out what the destination has."),
+    amount("bytes.of_which.offer", "bytes", Neither, "Payload of digests that were offered to find out what the destination has, and whose content had to follow."),
     described("links.from", "text", "The host that sends."),
     described("links.to", "text", "The host that receives."),
     described("links.limit_bytes_per_s", "bytes/s", "The rate set for this direction; null: unlimited."),

@@ -24,10 +24,6 @@ pub struct Facts {
     pub control_bytes: Option<u64>,
     /// Payload that the guest never used, in bytes.
     pub unused_bytes: Option<u64>,
-    /// Payload that names content held elsewhere, in bytes.
-    pub reference_bytes: u64,
-    /// Payload of offered digests, in bytes.
-    pub offer_bytes: u64,
     /// The counters of each direction of each link.
     pub links: Vec<LinkCounters>,
     /// Processor time of both hosts.

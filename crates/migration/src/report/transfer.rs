@@ -49,8 +49,8 @@ impl BytesSplit {
             total: reasons.keep("bytes.total", total),
             of_which: OfWhich {
                 unused: reasons.keep("bytes.of_which.unused", unused),
-                reference: facts.reference_bytes,
-                offer: facts.offer_bytes,
+                reference: memory.reference_bytes + disk.reference_bytes,
+                offer: memory.offer_bytes + disk.offer_bytes,
             },
         }
     }
@@ -94,8 +94,7 @@ impl Pages {
             zero: sent.zero_units,
             delta: sent.delta_units,
             compressed: sent.compressed_units,
-            // No encoding of this version sends references.
-            reference: 0,
+            reference: sent.reference_units,
             skipped: skipped.sum(),
         }
     }

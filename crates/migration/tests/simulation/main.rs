@@ -5,6 +5,7 @@
 
 mod faults;
 mod guest;
+mod happening;
 mod world;
 
 use faults::{Fault, Verdict};

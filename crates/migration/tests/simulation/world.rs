@@ -2,6 +2,7 @@
 
 use crate::faults::{Fault, Verdict};
 use crate::guest::Units;
+use crate::happening::{Happening, Lane, Scheduled};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use whimbrel_disk::{BuildContext as DiskContext, DiskChoice};
@@ -25,82 +26,6 @@ const DISK_FULL: &str = "the disk is full";
 const LANE_ENDED: &str = "a lane ended";
 /// No migration of so small a guest takes longer, whatever stalls.
 const END_OF_TIME: Nanos = Nanos(600_000_000_000);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Lane {
-    Push,
-    Demand,
-    Disk,
-    Prefetch,
-    ToDestination,
-    ToSource,
-}
-
-enum Happening {
-    Source(SourceInput),
-    Destination(DestinationInput),
-    /// A job leaves the source: its units are read now.
-    Departs {
-        family: Family,
-        job: u64,
-        runs: Vec<Run>,
-        lane: Lane,
-        limit: Option<ByteRate>,
-    },
-    /// Units reach the destination.
-    Arrives {
-        family: Family,
-        units: Vec<(u64, u32)>,
-        acknowledge: Option<(u64, Sent)>,
-    },
-    /// The destination reads blocks from the source.
-    Pulls {
-        block: u64,
-    },
-    PullAnswered {
-        block: u64,
-        version: u32,
-    },
-    /// The destination's prefetch of these blocks reaches the source.
-    Prefetches {
-        job: u64,
-        blocks: Vec<u64>,
-        limit: Option<ByteRate>,
-    },
-    PrefetchAnswered {
-        job: u64,
-        units: Vec<(u64, u32)>,
-    },
-    /// The guest does something.
-    Guest,
-    /// The lanes end, and with `control` so does the link.
-    Break {
-        control: bool,
-    },
-}
-
-struct Scheduled {
-    at: Nanos,
-    order: u64,
-    what: Happening,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.order) == (other.at, other.order)
-    }
-}
-impl Eq for Scheduled {}
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
-    }
-}
 
 pub struct World {
     rng: Rng,
@@ -135,6 +60,8 @@ pub struct World {
     mirror: Option<(Mirroring, UnitSet<Block>)>,
     /// The guest's mirrored write is acknowledged then.
     mirrored: Nanos,
+    /// The disk stays at the source, which serves it to the guest.
+    remains: bool,
     guarded: bool,
     error: Option<String>,
 }
@@ -173,7 +100,8 @@ impl World {
             disk: disk.map(|d| {
                 let strategy = d.build(&context);
                 let holes = some_holes(&mut rng);
-                DiskPlan { missing: UnitSet::full(BLOCKS), holes, block_bytes: BLOCK_BYTES, strategy }
+                let missing = if needs.remains { UnitSet::empty(BLOCKS) } else { UnitSet::full(BLOCKS) };
+                DiskPlan { missing, holes, block_bytes: BLOCK_BYTES, strategy }
             }),
             coordinator: a_coordinator(&mut rng),
             limits: Limits { fixed_cost: Nanos(1_000_000), link: Some(ByteRate(bytes_per_s)) },
@@ -208,6 +136,7 @@ impl World {
             counts: needs.counts.map(|stretch| (stretch, vec![0; BLOCKS.div_ceil(stretch) as usize])),
             mirror: None,
             mirrored: Nanos(0),
+            remains: needs.remains,
             guarded: false,
             error: None,
         }
@@ -498,7 +427,12 @@ impl World {
     fn access_at_destination(&mut self, unit: u64, on_disk: bool) {
         if on_disk {
             let Some(blocks) = &mut self.blocks else { return };
-            if blocks.missing.contains(unit) {
+            if self.remains {
+                // Every request crosses; while the link is down none is answered.
+                if self.link_up {
+                    blocks.write_at_source(unit);
+                }
+            } else if blocks.missing.contains(unit) {
                 self.waits_for_block = Some(unit);
                 let ns = self.delay.0;
                 self.after(ns, Happening::Pulls { block: unit });
@@ -536,7 +470,7 @@ impl World {
 
     fn source_effect(&mut self, effect: SourceEffect) {
         match effect {
-            SourceEffect::Send { family, job, runs, limit, demanded } => {
+            SourceEffect::Send { family, job, runs, limit, demanded, .. } => {
                 let lane = match family {
                     Family::Disk => Lane::Disk,
                     Family::Memory if demanded => Lane::Demand,
@@ -685,7 +619,8 @@ impl World {
             ));
         }
         let difference = self.pages.first_difference(at_destination);
-        match difference.or_else(|| self.blocks.as_ref().and_then(|b| b.first_difference(at_destination))) {
+        let disk_there = at_destination && !self.remains;
+        match difference.or_else(|| self.blocks.as_ref().and_then(|b| b.first_difference(disk_there))) {
             Some(difference) => Err(format!("{verdict:?}, but {difference}")),
             None => Ok(()),
         }

@@ -204,6 +204,25 @@ fn bulk_is_pushed_back_by_what_passes_it() {
 }
 
 #[test]
+fn what_is_asked_for_ahead_goes_before_bulk_that_came_first_and_behind_what_is_urgent() {
+    let bucket = Arc::new(Bucket::new(Some(ByteRate(1e9))));
+    let burst = bucket.burst_bytes();
+    // All credit is used, and a burst is owed.
+    assert!(bucket.book(Nanos(1), burst, Class::Bulk).is_none());
+    assert!(bucket.book(Nanos(1), burst, Class::Bulk).is_none());
+    let mut bulk = bucket.book(Nanos(1), burst, Class::Bulk).expect("a burst is owed");
+    let mut ahead = bucket.book(Nanos(1), burst, Class::Ahead).expect("a burst is owed");
+    let mut later = bucket.book(Nanos(1), burst, Class::Ahead).expect("a burst is owed");
+    let owed = Nanos(1 + burst);
+    assert_eq!(bucket.reserve(Nanos(1), 0, Class::Urgent), owed);
+    assert!(bulk.due(owed).is_some(), "bulk waits for both that came after it");
+    assert_eq!(ahead.due(owed), None);
+    assert!(later.due(owed).is_some(), "first come, first served among themselves");
+    assert_eq!(later.due(Nanos(owed.0 + burst)), None);
+    assert_eq!(bulk.due(Nanos(owed.0 + 2 * burst)), None);
+}
+
+#[test]
 fn a_dropped_booking_is_not_charged() {
     let bucket = Arc::new(Bucket::new(Some(ByteRate(1e6))));
     bucket.charge(Nanos(1), 2 * 65_536);
