@@ -160,6 +160,7 @@ impl Engine {
                     }
                 }
                 Step::Mirror(_) => panic!("memory can't be mirrored"),
+                Step::Offer { .. } => panic!("memory is not offered by digests"),
                 Step::Abort(reason) => {
                     assert!(!reason.is_empty());
                     break End::Aborted;
