@@ -123,24 +123,19 @@ impl BlockBitmap {
     }
 
     /// Hands over the set and leaves it empty, each word in one step: every mark is in exactly one take.
-    ///
-    /// The set that it makes takes a bit a block, 32 MiB for 1 TiB in 4 KiB blocks. Where marks are scattered over such a
-    /// disk most of the time goes into first touching those: then [`BlockBitmap::take_into`] is several times as fast.
     pub fn take(&self) -> UnitSet<Block> {
-        let _one_at_a_time = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut words = self.no_words();
-        self.walk(take_word, |index, bits| words[index] = bits);
-        UnitSet::from_words(self.len, words)
+        let mut set = UnitSet::empty(self.len);
+        self.take_into(&mut set);
+        set
     }
 
-    /// As [`BlockBitmap::take`], but adds to `set` (over the same universe) and so touches only what is marked. Returns how
-    /// many blocks were taken.
+    /// As [`BlockBitmap::take`], but adds to `set`, over the same universe. Returns how many blocks were taken.
     pub fn take_into(&self, set: &mut UnitSet<Block>) -> u64 {
         let _one_at_a_time = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut taken = 0;
         self.walk(take_word, |index, bits| {
             taken += u64::from(bits.count_ones());
-            runs(index, bits).for_each(|run| set.insert_extent(run));
+            set.insert_word(index as u64, bits);
         });
         taken
     }
@@ -153,9 +148,9 @@ impl BlockBitmap {
 
     /// Looks without clearing. No snapshot: a mark made meanwhile may be in it or not.
     pub fn peek(&self) -> UnitSet<Block> {
-        let mut words = self.no_words();
-        self.walk(|word| word.load(SeqCst), |index, bits| words[index] = bits);
-        UnitSet::from_words(self.len, words)
+        let mut set = UnitSet::empty(self.len);
+        self.walk(|word| word.load(SeqCst), |index, bits| set.insert_word(index as u64, bits));
+        set
     }
 
     /// How many blocks are in the set.
@@ -217,10 +212,6 @@ impl BlockBitmap {
         let leaves = self.leaves.iter().filter(|leaf| leaf.get().is_some()).count();
         let fixed = size_of::<Self>() + size_of_val(&*self.live) + size_of_val(&*self.leaves);
         (fixed + leaves * size_of::<Leaf>()) as u64
-    }
-
-    fn no_words(&self) -> Vec<u64> {
-        vec![0; self.len.div_ceil(BITS) as usize]
     }
 
     fn word(&self, index: u64) -> u64 {
@@ -299,7 +290,7 @@ fn touch<'a>(words: impl Iterator<Item = &'a AtomicU64>) {
 }
 
 /// The words that hold the bits `first..end`, each with the mask of those bits.
-pub(crate) fn masks(first: u64, end: u64) -> impl Iterator<Item = (usize, u64)> {
+fn masks(first: u64, end: u64) -> impl Iterator<Item = (usize, u64)> {
     (first / BITS..end.div_ceil(BITS)).map(move |word| {
         let from = first.saturating_sub(word * BITS);
         let to = (end - word * BITS).min(BITS);
@@ -314,18 +305,6 @@ fn ones(mut word: u64) -> impl Iterator<Item = usize> {
         (word != 0).then(|| {
             word &= word - 1;
             bit
-        })
-    })
-}
-
-/// The runs of bits that are set in word `index`, as blocks.
-fn runs(index: usize, mut word: u64) -> impl Iterator<Item = Extent> {
-    std::iter::from_fn(move || {
-        let first = word.trailing_zeros();
-        (word != 0).then(|| {
-            let count = (word >> first).trailing_ones();
-            word &= word.wrapping_add(1 << first);
-            Extent { start: index as u64 * BITS + u64::from(first), count: u64::from(count) }
         })
     })
 }

@@ -1,9 +1,9 @@
 //! A block bitmap in a file, for the set of written blocks to outlive the process that writes them.
 //!
 //! ```text
-//!   0      record A, 4 KiB    magic, version, generation, geometry, which area is the set, its length and checksum,
+//!   0      record A, 4 KiB    magic, version, generation, geometry, which area is the set, its checksum,
 //!   4096   record B, 4 KiB      clean or not, the regions with intent, checksum
-//!   8192   area A             the set as it was at a checkpoint, a bit a block
+//!   8192   area A             the set as it was at a checkpoint, a bit a block, in sectors of 4 KiB
 //!          area B
 //! ```
 //!
@@ -22,9 +22,13 @@
 //! durable again; then all writes under way are waited for, so that the set holds what they marked; then it is read. One is
 //! made when intents have become many, and an orderly end makes the last, which is clean.
 //!
+//! Of an area only those sectors are written that differ from what it holds, which is kept in memory: a checkpoint costs what
+//! was written since the last but one, not what the disk is large. The area's checksum is that of its sectors' checksums,
+//! so it follows the same way.
+//!
 //! Records are written in turns, so the one in force is never overwritten; each is durable before the next step.
 
-use crate::bitmap::{BlockBitmap, masks};
+use crate::bitmap::BlockBitmap;
 use crate::error::DiskError;
 use std::fs::{File, TryLockError};
 use std::io;
@@ -34,9 +38,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use whimbrel_model::{Block, Extent, UnitSet};
 
 const MAGIC: &[u8; 8] = b"WHIMBMAP";
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const RECORD_BYTES: usize = 4096;
 const AREAS_AT: u64 = 2 * RECORD_BYTES as u64;
+const SECTOR_BYTES: usize = 4096;
+const SECTOR_WORDS: u64 = SECTOR_BYTES as u64 / 8;
 /// The most regions, so that their bits fit into a record.
 const REGIONS_MAX: u64 = 16 << 10;
 /// The smallest region: what a crash costs for a single write.
@@ -75,6 +81,8 @@ pub struct BitmapFile {
 struct Log {
     file: File,
     record: Record,
+    /// What the areas hold, as far as that is known.
+    areas: [Option<Area>; 2],
     /// Intents since the last checkpoint.
     fresh: u64,
     /// Whether a record could not be written: which one is in force isn't known any more, so no other may follow.
@@ -100,15 +108,21 @@ impl BitmapFile {
         let region_blocks = region_blocks(blocks, block_bytes);
         let virgin =
             Record { generation: 0, blocks, block_bytes, area: 0, checksum: 0, clean: false, intents: Vec::new() };
-        let (record, set, found) = match file.metadata().map_err(io("look at"))?.len() {
-            0 => (virgin, UnitSet::empty(blocks), Found::New),
-            _ => read(&file, &virgin, region_blocks).map_err(|why| match why {
-                Unreadable::Alien => DiskError::AlienBitmap { path: path.to_owned() },
-                Unreadable::Io(error) => io("read")(error),
-            })?,
+        let (record, areas, set, found) = match file.metadata().map_err(io("look at"))?.len() {
+            0 => (virgin, [(); 2].map(|()| Some(Area::empty(blocks))), UnitSet::empty(blocks), Found::New),
+            _ => {
+                let there = read(&file, &virgin, region_blocks).map_err(|why| match why {
+                    Unreadable::Alien => DiskError::AlienBitmap { path: path.to_owned() },
+                    Unreadable::Io(error) => io("read")(error),
+                })?;
+                let mut areas = [None, None];
+                areas[there.record.area as usize] = there.area;
+                (there.record, areas, there.set, there.found)
+            }
         };
+        file.set_len(AREAS_AT + 2 * area_bytes(blocks)).map_err(io("size"))?;
         let regions = blocks.div_ceil(region_blocks);
-        let log = Mutex::new(Log { file, record, fresh: 0, broken: false });
+        let log = Mutex::new(Log { file, record, areas, fresh: 0, broken: false });
         let intents = BlockBitmap::new(regions);
         let this = BitmapFile { path: path.to_owned(), region_blocks, intents, writes: RwLock::new(()), log };
         // Twice: both records are then of this disk, and a torn one is told from one that never was.
@@ -149,10 +163,11 @@ impl BitmapFile {
         }
     }
 
-    /// As [`BitmapFile::intend`], if that needs no waiting.
-    pub fn try_intend(&self, extent: Extent) -> Option<Intent<'_>> {
+    /// As [`BitmapFile::intend`], for as many of these writes, from the first on, as need no waiting; how many.
+    pub fn try_intend(&self, writes: impl IntoIterator<Item = Extent>) -> Option<(Intent<'_>, usize)> {
         let guard = self.writes.try_read().ok()?;
-        self.is_intended(self.regions(extent)).then_some(Intent(guard))
+        let count = writes.into_iter().take_while(|extent| self.is_intended(self.regions(*extent))).count();
+        Some((Intent(guard), count))
     }
 
     fn is_intended(&self, regions: Extent) -> bool {
@@ -175,15 +190,11 @@ impl BitmapFile {
         self.intents.clear_all();
         // Those that saw an intent before have marked when this is to be had; those that come later see none.
         drop(self.writes.write().unwrap_or_else(PoisonError::into_inner));
-        let words = words_of(&set());
-        let area = 1 - log.record.area;
-        let at = AREAS_AT + u64::from(area) * area_bytes(log.record.blocks);
-        if let Err(error) = log.file.write_all_at(&words, at).and_then(|()| log.file.sync_data()) {
+        if let Err(error) = log.write_set(set()) {
             // The record in force still has them.
             self.intents.merge(&intents);
             return Err(error);
         }
-        (log.record.area, log.record.checksum) = (area, crc32fast::hash(&words));
         log.append(clean, &UnitSet::empty(self.intents.len()))?;
         log.fresh = 0;
         Ok(())
@@ -200,6 +211,31 @@ impl BitmapFile {
 }
 
 impl Log {
+    /// Makes the area that isn't in use durably hold the set, for the next record to name it.
+    fn write_set(&mut self, set: UnitSet<Block>) -> io::Result<()> {
+        let area = 1 - self.record.area;
+        let at = AREAS_AT + u64::from(area) * area_bytes(self.record.blocks);
+        // Until it is durable nobody knows what is there.
+        let (mut sums, changed) = match self.areas[area as usize].take() {
+            Some(held) => {
+                let mut changed = set.clone();
+                changed.differ(&held.set);
+                (held.sums, sectors_of(&changed))
+            }
+            None => (empty_sums(self.record.blocks), (0..area_sectors(self.record.blocks)).collect()),
+        };
+        for sector in changed {
+            let bytes = sector_of(&set, sector);
+            self.file.write_all_at(&bytes, at + sector * SECTOR_BYTES as u64)?;
+            sums[sector as usize] = crc32fast::hash(&bytes);
+        }
+        self.file.sync_data()?;
+        let held = Area { set, sums };
+        (self.record.area, self.record.checksum) = (area, held.checksum());
+        self.areas[area as usize] = Some(held);
+        Ok(())
+    }
+
     /// Makes a record with these intents durable.
     fn append(&mut self, clean: bool, intents: &UnitSet<Block>) -> io::Result<()> {
         if self.broken {
@@ -207,7 +243,7 @@ impl Log {
         }
         self.record.generation += 1;
         self.record.clean = clean;
-        self.record.intents = words_of(intents);
+        self.record.intents = bytes_of(intents);
         let at = self.record.generation % 2 * RECORD_BYTES as u64;
         let written = self.file.write_all_at(&self.record.encode(), at).and_then(|()| self.file.sync_data());
         self.broken = written.is_err();
@@ -272,16 +308,58 @@ impl Record {
     }
 }
 
+/// What an area holds, and the checksum of each of its sectors.
+#[derive(Debug)]
+struct Area {
+    set: UnitSet<Block>,
+    sums: Box<[u32]>,
+}
+
+impl Area {
+    fn empty(blocks: u64) -> Self {
+        Area { set: UnitSet::empty(blocks), sums: empty_sums(blocks) }
+    }
+
+    /// Reads an area; `None` if the file ends before it does.
+    fn read(file: &File, blocks: u64, area: u32) -> io::Result<Option<Self>> {
+        let mut bytes = vec![0; area_bytes(blocks) as usize];
+        match file.read_exact_at(&mut bytes, AREAS_AT + u64::from(area) * area_bytes(blocks)) {
+            Ok(()) => (),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let mut set = UnitSet::empty(blocks);
+        insert_bytes(&mut set, &bytes);
+        let sums = bytes.chunks_exact(SECTOR_BYTES).map(crc32fast::hash).collect();
+        Ok(Some(Area { set, sums }))
+    }
+
+    fn checksum(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        self.sums.iter().for_each(|sum| hasher.update(&sum.to_le_bytes()));
+        hasher.finalize()
+    }
+}
+
+/// What an existing file is.
+struct There {
+    record: Record,
+    /// What the record's area holds, if it is whole.
+    area: Option<Area>,
+    set: UnitSet<Block>,
+    found: Found,
+}
+
 enum Unreadable {
     Alien,
     Io(io::Error),
 }
 
 /// What an existing file stands for.
-fn read(file: &File, virgin: &Record, region_blocks: u64) -> Result<(Record, UnitSet<Block>, Found), Unreadable> {
+fn read(file: &File, virgin: &Record, region_blocks: u64) -> Result<There, Unreadable> {
     let torn = |generation| {
         let record = Record { generation, ..virgin.clone() };
-        Ok((record, UnitSet::full(virgin.blocks), Found::Torn))
+        Ok(There { record, area: None, set: UnitSet::full(virgin.blocks), found: Found::Torn })
     };
     let mut records = Vec::new();
     let mut alien_bytes = false;
@@ -310,22 +388,21 @@ fn read(file: &File, virgin: &Record, region_blocks: u64) -> Result<(Record, Uni
     if older.generation + 1 != record.generation {
         return torn(record.generation + 1);
     }
-    let mut bytes = vec![0; area_bytes(record.blocks) as usize];
-    let read = file.read_exact_at(&mut bytes, AREAS_AT + u64::from(record.area) * area_bytes(record.blocks));
-    if read.is_err() || crc32fast::hash(&bytes) != record.checksum {
+    let Some(area) = Area::read(file, record.blocks, record.area).map_err(Unreadable::Io)? else {
+        return torn(record.generation + 1);
+    };
+    if area.checksum() != record.checksum {
         return torn(record.generation + 1);
     }
-    let mut set = set_of(record.blocks, &bytes);
-    if record.clean {
-        return Ok((record.clone(), set, Found::Clean));
-    }
-    let regions = record.blocks.div_ceil(region_blocks);
-    for run in set_of(regions, &record.intents).extents() {
+    let mut set = area.set.clone();
+    let mut regions = UnitSet::<Block>::empty(record.blocks.div_ceil(region_blocks));
+    insert_bytes(&mut regions, &record.intents);
+    for run in regions.extents().filter(|_| !record.clean) {
         let start = run.start * region_blocks;
-        let end = (run.end() * region_blocks).min(record.blocks);
-        set.insert_extent(Extent { start, count: end - start });
+        set.insert_extent(Extent { start, count: run.count * region_blocks });
     }
-    Ok((record.clone(), set, Found::Crashed))
+    let found = if record.clean { Found::Clean } else { Found::Crashed };
+    Ok(There { record: record.clone(), area: Some(area), set, found })
 }
 
 fn region_blocks(blocks: u64, block_bytes: u64) -> u64 {
@@ -333,21 +410,42 @@ fn region_blocks(blocks: u64, block_bytes: u64) -> u64 {
     (bytes / block_bytes).next_power_of_two()
 }
 
-/// A bit a block, in whole words.
+fn area_sectors(blocks: u64) -> u64 {
+    blocks.div_ceil(SECTOR_WORDS * 64)
+}
+
+/// A bit a block, in whole sectors.
 fn area_bytes(blocks: u64) -> u64 {
-    blocks.div_ceil(64) * 8
+    area_sectors(blocks) * SECTOR_BYTES as u64
 }
 
-fn words_of(set: &UnitSet<Block>) -> Vec<u8> {
-    let mut words = vec![0_u64; set.len().div_ceil(64) as usize];
-    for run in set.extents() {
-        masks(run.start, run.end()).for_each(|(word, mask)| words[word] |= mask);
+/// The sectors' checksums of an area without a bit.
+fn empty_sums(blocks: u64) -> Box<[u32]> {
+    vec![crc32fast::hash(&[0; SECTOR_BYTES]); area_sectors(blocks) as usize].into()
+}
+
+/// The sectors that hold a set's bits, ascending.
+fn sectors_of(set: &UnitSet<Block>) -> Vec<u64> {
+    let mut sectors: Vec<u64> = set.words().map(|(index, _)| index / SECTOR_WORDS).collect();
+    sectors.dedup();
+    sectors
+}
+
+fn sector_of(set: &UnitSet<Block>, sector: u64) -> [u8; SECTOR_BYTES] {
+    let mut bytes = [0; SECTOR_BYTES];
+    for (place, index) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(sector * SECTOR_WORDS..) {
+        *place = set.word(index).to_le_bytes();
     }
-    words.into_iter().flat_map(u64::to_le_bytes).collect()
+    bytes
 }
 
-fn set_of(len: u64, bytes: &[u8]) -> UnitSet<Block> {
-    let mut words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-    words.resize(len.div_ceil(64) as usize, 0);
-    UnitSet::from_words(len, words)
+/// The bits of a small set.
+fn bytes_of(set: &UnitSet<Block>) -> Vec<u8> {
+    (0..set.len().div_ceil(64)).flat_map(|index| set.word(index).to_le_bytes()).collect()
+}
+
+fn insert_bytes(set: &mut UnitSet<Block>, bytes: &[u8]) {
+    for (index, word) in (0..).zip(bytes.as_chunks::<8>().0) {
+        set.insert_word(index, u64::from_le_bytes(*word));
+    }
 }

@@ -292,6 +292,18 @@ impl Backend for VolumeExport {
         self.volume.try_write_now(offset, data)
     }
 
+    fn try_write_many_now(&self, writes: &[(u64, &[u8])]) -> usize {
+        self.volume.try_write_many_now(writes)
+    }
+
+    fn takes_pieces(&self) -> bool {
+        true
+    }
+
+    fn is_cached(&self, offset: u64, length: u64) -> bool {
+        self.volume.is_cached(offset, length)
+    }
+
     fn is_zero(&self, offset: u64, length: u64) -> bool {
         self.volume.is_hole(offset, length)
     }

@@ -44,7 +44,7 @@ pub use pull::Fetch;
 pub use remote::RemoteDisk;
 
 use crate::bitmap::BlockBitmap;
-use crate::bitmap_file::{BitmapFile, Found};
+use crate::bitmap_file::{BitmapFile, Found, Intent};
 use crate::error::DiskError;
 use crate::guest_disk::GuestDisk;
 use arrivals::Arrivals;
@@ -230,7 +230,7 @@ impl Volume {
         self.dirty.blocks.take()
     }
 
-    /// As [`Volume::take`], but adds to `set`, which is cheaper for a large disk. Returns how many blocks were taken.
+    /// As [`Volume::take`], but adds to `set`. Returns how many blocks were taken.
     pub fn take_into(&self, set: &mut UnitSet<Block>) -> u64 {
         self.dirty.blocks.take_into(set)
     }
@@ -347,14 +347,34 @@ impl Volume {
         if self.pulling.load(SeqCst) || self.mirrored.load(SeqCst) {
             return Ok(Now::WouldBlock);
         }
-        let intent = self.kept.as_ref().map(|kept| kept.try_intend(extent));
-        if let Some(None) = intent {
-            return Ok(Now::WouldBlock);
-        }
+        let Some((_intent, 1)) = self.try_intend([extent]) else { return Ok(Now::WouldBlock) };
         let result = self.image.try_write_now(offset, data);
         // Marked even where it would have to wait: part of it may be written.
         self.mark(extent);
         result
+    }
+
+    /// As many of these writes of the guest, from the first on, as need no waiting and are better made in one go; how many.
+    pub(crate) fn try_write_many_now(&self, writes: &[(u64, &[u8])]) -> usize {
+        let extent = |(offset, data): &(u64, &[u8])| self.covering(*offset, data.len() as u64).ok().flatten();
+        let extents = || writes.iter().map_while(extent);
+        let _request = self.in_flight.enter();
+        if self.pulling.load(SeqCst) || self.mirrored.load(SeqCst) {
+            return 0;
+        }
+        let Some((_intent, intended)) = self.try_intend(extents()) else { return 0 };
+        let done = self.image.try_write_many_now(&writes[..intended]);
+        // All that were tried: of one that wasn't made a part may be.
+        extents().take(intended).for_each(|extent| self.mark(extent));
+        done
+    }
+
+    /// How many of these writes need not wait for their intent.
+    fn try_intend(&self, writes: impl IntoIterator<Item = Extent>) -> Option<(Option<Intent<'_>>, usize)> {
+        match &self.kept {
+            Some(kept) => kept.try_intend(writes).map(|(intent, count)| (Some(intent), count)),
+            None => Some((None, writes.into_iter().count())),
+        }
     }
 
     /// The allocation of a range, as the guest would find it, in the terms of NBD's `base:allocation`.
@@ -370,6 +390,11 @@ impl Volume {
     /// Whether the guest would find nothing but a hole in the range, as far as that is known without reading it.
     pub(crate) fn is_hole(&self, offset: u64, length: u64) -> bool {
         !self.pulling.load(SeqCst) && self.image.is_zero(offset, length)
+    }
+
+    /// Whether the guest's read of the range needs no waiting.
+    pub(crate) fn is_cached(&self, offset: u64, length: u64) -> bool {
+        !self.pulling.load(SeqCst) && self.image.is_cached(offset, length)
     }
 
     /// The image as it is, missing blocks or not: the host's access.

@@ -9,7 +9,7 @@
 //! | nonzero | gains a bit | is swapped for zero; each bit goes to exactly one taker |
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use whimbrel_model::Extent;
+use whimbrel_model::{Extent, Page, UnitSet};
 
 /// A lock-free bitmap of the pages that the host wrote.
 #[derive(Debug)]
@@ -40,19 +40,19 @@ impl HostMarks {
         });
     }
 
-    /// Moves all marks into the bit words `into`.
-    pub(crate) fn take_into(&self, into: &mut [u64]) {
-        for (to, word) in into.iter_mut().zip(&self.words) {
+    /// Moves all marks into `set`.
+    pub(crate) fn take_into(&self, set: &mut UnitSet<Page>) {
+        for (index, word) in (0..).zip(&self.words) {
             if word.load(Ordering::Relaxed) != 0 {
-                *to |= word.swap(0, Ordering::AcqRel);
+                set.insert_word(index, word.swap(0, Ordering::AcqRel));
             }
         }
     }
 
-    /// Copies all marks into the bit words `into`.
-    pub(crate) fn peek_into(&self, into: &mut [u64]) {
-        for (to, word) in into.iter_mut().zip(&self.words) {
-            *to |= word.load(Ordering::Acquire);
+    /// Copies all marks into `set`.
+    pub(crate) fn peek_into(&self, set: &mut UnitSet<Page>) {
+        for (index, word) in (0..).zip(&self.words) {
+            set.insert_word(index, word.load(Ordering::Acquire));
         }
     }
 
@@ -65,7 +65,7 @@ impl HostMarks {
 }
 
 /// Calls `each` with every word that the pages `start..end` touch, and the bits of it.
-pub(crate) fn for_words(start: u64, end: u64, mut each: impl FnMut(usize, u64)) {
+fn for_words(start: u64, end: u64, mut each: impl FnMut(usize, u64)) {
     let mut at = start;
     while at < end {
         let next = (at / 64 + 1) * 64;
@@ -81,12 +81,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
-    use whimbrel_model::{Page, UnitSet};
 
     fn taken(marks: &HostMarks, pages: u64) -> BTreeSet<u64> {
-        let mut words = vec![0; pages.div_ceil(64) as usize];
-        marks.take_into(&mut words);
-        UnitSet::<Page>::from_words(pages, words).iter().collect()
+        let mut set = UnitSet::empty(pages);
+        marks.take_into(&mut set);
+        set.iter().collect()
     }
 
     proptest! {

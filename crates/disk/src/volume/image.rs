@@ -105,6 +105,10 @@ impl Image {
         self.file.try_write_now(offset, data)
     }
 
+    pub(crate) fn try_write_many_now(&self, writes: &[(u64, &[u8])]) -> usize {
+        self.file.try_write_many_now(writes)
+    }
+
     pub(crate) fn flush(&self) -> io::Result<()> {
         self.file.flush()
     }
@@ -112,6 +116,11 @@ impl Image {
     /// What the file system says of a range, in the terms of NBD's `base:allocation`.
     pub(crate) fn allocation(&self, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
         self.file.block_status(CONTEXT_ALLOCATION, offset, length, extents)
+    }
+
+    /// Whether a range is at hand, so that reading it needs no waiting.
+    pub(crate) fn is_cached(&self, offset: u64, length: u64) -> bool {
+        self.file.is_cached(offset, length)
     }
 
     /// Whether a range is known, without reading it, to be zeroes.

@@ -9,11 +9,10 @@
 
 use crate::dirty_log::DirtyLog;
 use crate::error::{MemoryError, Result};
-use crate::marks::for_words;
 use crate::ram::GuestRam;
 use crate::watch::Watch;
 use std::sync::Arc;
-use whimbrel_model::{Page, UnitSet};
+use whimbrel_model::{Extent, Page, UnitSet};
 
 /// The dirty log of a guest's mapping, in this process or another, and of the host's marks.
 #[derive(Debug)]
@@ -38,14 +37,14 @@ impl UserfaultLog {
             return Err(MemoryError::OutOfTurn("the dirty log is not armed"));
         }
         let pages = self.watch.pages();
-        let mut words = vec![0; pages.div_ceil(64) as usize];
-        self.watch.written(take, |start, end| for_words(start, end, |word, bits| words[word] |= bits))?;
+        let mut set = UnitSet::empty(pages);
+        self.watch.written(take, |start, end| set.insert_extent(Extent { start, count: end - start }))?;
         if take {
-            self.ram.marks().take_into(&mut words);
+            self.ram.marks().take_into(&mut set);
         } else {
-            self.ram.marks().peek_into(&mut words);
+            self.ram.marks().peek_into(&mut set);
         }
-        Ok(UnitSet::from_words(pages, words))
+        Ok(set)
     }
 }
 
