@@ -1,5 +1,9 @@
 //! The program's NBD server as a citizen: many exports, signals in the middle of things, a recorded disk that is killed.
 
+#[path = "../crates/nbd/tests/certificates/mod.rs"]
+mod certificates;
+
+use certificates::Certificates;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
@@ -273,4 +277,46 @@ fn several_exports_by_name_and_read_only_ones() {
         assert_eq!(client.read(0, BLOCK).await.unwrap(), content(0, 2));
         assert!(client.write(0, content(0, 3), false).await.is_err());
     });
+}
+
+/// What a user types, with the clients that a user has: each gets in with its certificate, and not without TLS.
+#[test]
+fn qemu_img_nbdinfo_and_nbdcopy_come_in_by_tls_alone() {
+    let Some(certificates) = Certificates::make() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (path, socket) = (folder.path().join("disk.raw"), folder.path().join("socket"));
+    let image = image(&path);
+    let file = |name: &str| certificates.path(name).display().to_string();
+    let (certificate, key, authority) = (file("server-cert.pem"), file("server-key.pem"), file("ca-cert.pem"));
+    let flags = ["--tls-cert", &certificate, "--tls-key", &key, "--tls-ca", &authority];
+    let mut serving = Serving::start(&[&[&*image][..], &flags].concat(), &socket);
+    File::options().write(true).open(&path).unwrap().write_all_at(&content(3, 1), 3 * BLOCK as u64).unwrap();
+
+    let own = certificates.folder().display();
+    let credentials = format!("tls-creds-x509,id=own,dir={own},endpoint=client");
+    let plain = format!("driver=nbd,server.type=unix,server.path={}", socket.display());
+    let secure = format!("{plain},tls-creds=own,tls-hostname=localhost");
+    let copy = folder.path().join("copy.raw").display().to_string();
+    let convert = ["convert", "--object", &credentials, "--image-opts", &secure, "-O", "raw", &copy];
+    if run("qemu-img", &convert).is_some() {
+        assert!(fs::read(&copy).unwrap() == fs::read(&path).unwrap(), "qemu-img's copy differs");
+        assert!(!is_let_in("qemu-img", &["info", "--image-opts", &plain]), "qemu-img came in without TLS");
+    }
+    let uri = format!("nbds+unix://localhost/?socket={}&tls-certificates={own}", socket.display());
+    if let Some(told) = run("nbdinfo", &[&uri]) {
+        assert!(told.contains("with TLS"), "{told}");
+        let plain = format!("nbd+unix:///?socket={}", socket.display());
+        assert!(!is_let_in("nbdinfo", &[&plain]), "nbdinfo came in without TLS");
+    }
+    let other = folder.path().join("other.raw").display().to_string();
+    if run("nbdcopy", &[&uri, &other]).is_some() {
+        assert!(fs::read(&other).unwrap() == fs::read(&path).unwrap(), "nbdcopy's copy differs");
+    }
+    serving.signal(rustix::process::Signal::TERM);
+    assert_eq!(serving.ended(), Some(0));
+}
+
+/// Whether a program that is there succeeds.
+fn is_let_in(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).stderr(Stdio::null()).stdout(Stdio::null()).status().unwrap().success()
 }

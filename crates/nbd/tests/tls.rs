@@ -1,14 +1,16 @@
 //! TLS between our two sides, and with programs that we did not write. gnutls' certtool makes the certificates.
 
+mod certificates;
+
 use std::{
     io::Write,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     sync::Arc,
 };
 
-use tempfile::TempDir;
+use certificates::{Certificates, run};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -17,73 +19,17 @@ use whimbrel_nbd::{
     Client, ClientOptions, ClientTls, Exports, MemoryBackend, NbdError, Server, ServerTls, Shutdown, ShutdownHandle,
 };
 
-const CERTTOOL: &str = "certtool";
-
-/// Runs a program; `None`, said loudly, if it isn't installed.
-fn run(program: &str, folder: &Path, arguments: &[&str]) -> Option<std::process::Output> {
-    match Command::new(program).args(arguments).current_dir(folder).stdin(Stdio::null()).output() {
-        Ok(output) => Some(output),
-        Err(error) => {
-            // Not through the test's captured output: a skip must be seen.
-            let _ = writeln!(std::io::stderr(), "SKIPPED: {program}: {error}");
-            None
-        }
-    }
+fn server_tls(certificates: &Certificates, verify: bool) -> ServerTls {
+    let authority = certificates.path("ca-cert.pem");
+    let authorities = verify.then_some(&*authority);
+    let [certificate, key] = ["server-cert.pem", "server-key.pem"].map(|name| certificates.path(name));
+    ServerTls::from_files(&certificate, &key, authorities).unwrap()
 }
 
-/// A folder with an authority and certificates from it, named as libnbd and nbdkit want them; another one, of nobody's.
-struct Certificates(TempDir);
-
-impl Certificates {
-    fn make() -> Option<Self> {
-        let this = Self(tempfile::tempdir().unwrap());
-        let folder = this.0.path();
-        let templates = [
-            ("ca", "cn = authority\nca\ncert_signing_key\n"),
-            ("server", "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_server\nsigning_key\n"),
-            ("client", "cn = somebody\ntls_www_client\nsigning_key\n"),
-            ("other", "cn = stranger\nca\ncert_signing_key\n"),
-        ];
-        for (name, template) in templates {
-            std::fs::write(folder.join(format!("{name}.info")), template).unwrap();
-            let (key, certificate) = (format!("{name}-key.pem"), format!("{name}-cert.pem"));
-            let info = format!("{name}.info");
-            let privkey = ["--generate-privkey", "--key-type=ed25519", "--outfile", &key];
-            let made = run(CERTTOOL, folder, &privkey)?;
-            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-            let mut arguments =
-                vec!["--no-text", "--load-privkey", &key, "--template", &info, "--outfile", &certificate];
-            match name {
-                "ca" | "other" => arguments.push("--generate-self-signed"),
-                _ => arguments.extend([
-                    "--generate-certificate",
-                    "--load-ca-certificate",
-                    "ca-cert.pem",
-                    "--load-ca-privkey",
-                    "ca-key.pem",
-                ]),
-            }
-            let made = run(CERTTOOL, folder, &arguments)?;
-            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        }
-        Some(this)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn server(&self, verify: bool) -> ServerTls {
-        let authority = self.path("ca-cert.pem");
-        let authorities = verify.then_some(&*authority);
-        ServerTls::from_files(&self.path("server-cert.pem"), &self.path("server-key.pem"), authorities).unwrap()
-    }
-
-    fn client(&self, authority: &str, show: bool) -> ClientTls {
-        let (certificate, key) = (self.path("client-cert.pem"), self.path("client-key.pem"));
-        let own = show.then_some((&*certificate, &*key));
-        ClientTls::from_files(&self.path(authority), own, "localhost").unwrap()
-    }
+fn client_tls(certificates: &Certificates, authority: &str, show: bool) -> ClientTls {
+    let [certificate, key] = ["client-cert.pem", "client-key.pem"].map(|name| certificates.path(name));
+    let own = show.then_some((&*certificate, &*key));
+    ClientTls::from_files(&certificates.path(authority), own, "localhost").unwrap()
 }
 
 async fn serve(tls: Option<ServerTls>, size: usize) -> (SocketAddr, ShutdownHandle) {
@@ -108,8 +54,8 @@ async fn secure(address: SocketAddr, tls: &ClientTls) -> Result<Client, NbdError
 #[tokio::test(flavor = "multi_thread")]
 async fn both_sides_agree_and_data_is_whole() {
     let Some(certificates) = Certificates::make() else { return };
-    let (address, _handle) = serve(Some(certificates.server(true)), 8 << 20).await;
-    let client = secure(address, &certificates.client("ca-cert.pem", true)).await.unwrap();
+    let (address, _handle) = serve(Some(server_tls(&certificates, true)), 8 << 20).await;
+    let client = secure(address, &client_tls(&certificates, "ca-cert.pem", true)).await.unwrap();
     let data: Vec<u8> = (0..3_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     client.write_at(777, &data, true).await.unwrap();
     let reads: Vec<_> = (0..64).map(|at| client.read(777 + at * 40_000, 40_000)).collect();
@@ -122,29 +68,29 @@ async fn both_sides_agree_and_data_is_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_not_trusted_or_does_not_ask_is_refused() {
     let Some(certificates) = Certificates::make() else { return };
-    let (address, _handle) = serve(Some(certificates.server(true)), 4096).await;
+    let (address, _handle) = serve(Some(server_tls(&certificates, true)), 4096).await;
     // A server that the client doesn't trust; a client without a certificate; one that doesn't ask for TLS.
-    assert!(secure(address, &certificates.client("other-cert.pem", true)).await.is_err());
-    let unknown = secure(address, &certificates.client("ca-cert.pem", false)).await;
+    assert!(secure(address, &client_tls(&certificates, "other-cert.pem", true)).await.is_err());
+    let unknown = secure(address, &client_tls(&certificates, "ca-cert.pem", false)).await;
     assert!(unknown.is_err());
     let plain = Client::connect_tcp(address, "", ClientOptions::default()).await.unwrap_err();
     assert!(matches!(&plain, NbdError::Refused { reply: "NBD_REP_ERR_TLS_REQD", .. }), "{plain}");
     // Still there for those who are welcome.
-    secure(address, &certificates.client("ca-cert.pem", true)).await.unwrap();
+    secure(address, &client_tls(&certificates, "ca-cert.pem", true)).await.unwrap();
 
-    let (address, _handle) = serve(Some(certificates.server(false).optional()), 4096).await;
+    let (address, _handle) = serve(Some(server_tls(&certificates, false).optional()), 4096).await;
     Client::connect_tcp(address, "", ClientOptions::default()).await.unwrap();
-    secure(address, &certificates.client("ca-cert.pem", false)).await.unwrap();
+    secure(address, &client_tls(&certificates, "ca-cert.pem", false)).await.unwrap();
 
     let (address, _handle) = serve(None, 4096).await;
-    let none = secure(address, &certificates.client("ca-cert.pem", false)).await.unwrap_err();
+    let none = secure(address, &client_tls(&certificates, "ca-cert.pem", false)).await.unwrap_err();
     assert!(matches!(&none, NbdError::Refused { option: "NBD_OPT_STARTTLS", .. }), "{none}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_slipped_in_before_the_handshake_end_the_connection() {
     let Some(certificates) = Certificates::make() else { return };
-    let (address, _handle) = serve(Some(certificates.server(false)), 4096).await;
+    let (address, _handle) = serve(Some(server_tls(&certificates, false)), 4096).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut hello = [0; 18];
     stream.read_exact(&mut hello).await.unwrap();
@@ -176,8 +122,8 @@ fn files_that_are_no_certificates_are_told_of() {
 fn nbdinfo_and_nbdcopy_use_our_server_within_tls() {
     let Some(certificates) = Certificates::make() else { return };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (address, _handle) = runtime.block_on(serve(Some(certificates.server(true)), 4 << 20));
-    let folder = certificates.0.path();
+    let (address, _handle) = runtime.block_on(serve(Some(server_tls(&certificates, true)), 4 << 20));
+    let folder = certificates.folder();
     let uri = format!("nbds://localhost:{}/?tls-certificates={}", address.port(), folder.display());
     let Some(info) = run("nbdinfo", folder, &[&uri]) else { return };
     let text = String::from_utf8_lossy(&info.stdout);
@@ -196,7 +142,7 @@ fn nbdinfo_and_nbdcopy_use_our_server_within_tls() {
 #[test]
 fn our_client_uses_nbdkit_within_tls() {
     let Some(certificates) = Certificates::make() else { return };
-    let folder = certificates.0.path();
+    let folder = certificates.folder();
     let socket = folder.join("socket");
     let mut command = Command::new("nbdkit");
     command.args(["--foreground", "--exit-with-parent", "--tls=require", "--tls-verify-peer"]);
@@ -218,7 +164,7 @@ fn our_client_uses_nbdkit_within_tls() {
                 Err(error) => panic!("nbdkit: {error}"),
             }
         };
-        let tls = certificates.client("ca-cert.pem", true);
+        let tls = client_tls(&certificates, "ca-cert.pem", true);
         let client = Client::connect_secure(stream, "", ClientOptions::default(), &tls).await?;
         client.write_at(4096, &[7; 300_000], false).await?;
         let read = client.read(0, 400_000).await?;
