@@ -23,6 +23,7 @@ mod memory;
 mod nbd;
 mod rival;
 mod tally;
+mod tracking;
 
 use std::process::ExitCode;
 use tally::Tally;
@@ -48,13 +49,14 @@ pub type Outcome = Result<(), String>;
 type Line = fn(&Options, &mut Tally) -> Outcome;
 
 /// Every line that this program measures, in order.
-const LINES: [(&str, Line); 9] = [
+const LINES: [(&str, Line); 10] = [
     ("bulk-tcp", lines::bulk_tcp),
     ("bulk-iperf3", lines::bulk_iperf3),
     ("limited", lines::limited),
     ("netns", lines::netns),
     ("downtime", lines::downtime),
     ("predicted", lines::predicted),
+    ("tracking", tracking::tracking),
     ("nbd", nbd::nbd),
     ("idle-cost", idle_cost::idle_cost),
     ("own-memory", memory::own_memory),

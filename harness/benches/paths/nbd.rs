@@ -1,5 +1,6 @@
 //! Our NBD server beside nbdkit's file plugin and qemu-nbd: the same file in the page cache, the same fio, in turns. Beside
-//! them nbdkit's null plugin, which has no disk, for what fio itself can do; and what each server spends on a request.
+//! them nbdkit's null plugin, which has no disk, for what fio itself can do; and what each server spends on a request. For
+//! reads nbdcopy too, which does less for a request than fio does, and so waits more for the server.
 
 use crate::agents::PROGRAM;
 use crate::tally::{Figure, Limit, Tally, median};
@@ -18,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What fio does.
 #[derive(Clone, Copy)]
 struct Job {
-    /// fio's name for it; a mix is of 70 reads to 30 writes.
+    /// fio's name for it (a mix is of 70 reads to 30 writes), or [`COPY`].
     kind: &'static str,
     /// Bytes a request.
     bytes: u64,
@@ -33,7 +34,12 @@ const fn job(kind: &'static str, bytes: u64, depth: u32, connections: u32, wante
     Job { kind, bytes, depth, connections, wanted }
 }
 
-const JOBS: [Job; 16] = [
+/// The whole file read in order by nbdcopy, to nowhere.
+const COPY: &str = "copy";
+/// How often a turn does so.
+const COPIES: u32 = 3;
+
+const JOBS: [Job; 20] = [
     job("randread", 4096, 1, 1, 1.0),
     job("randwrite", 4096, 1, 1, 1.0),
     job("randrw", 4096, 1, 1, 1.0),
@@ -50,6 +56,10 @@ const JOBS: [Job; 16] = [
     job("write", 1 << 20, 4, 1, 1.0),
     job("read", 1 << 20, 4, 4, 1.0),
     job("write", 1 << 20, 4, 4, 1.0),
+    job(COPY, 4096, 32, 1, 1.5),
+    job(COPY, 4096, 128, 1, 1.5),
+    job(COPY, 4096, 32, 4, 1.5),
+    job(COPY, 1 << 20, 4, 1, 1.0),
 ];
 
 /// What one job did.
@@ -58,7 +68,7 @@ struct Measured {
     /// The server's processor time a request.
     server_cpu_us: f64,
     /// How busy fio was with it; a job of one connection has one core.
-    client_ratio: f64,
+    client_ratio: Option<f64>,
 }
 
 /// A server of the file, ended when it is dropped.
@@ -127,6 +137,29 @@ impl Server {
     }
 
     fn measure(&self, job: Job, time: Duration) -> Result<Measured, String> {
+        if job.kind == COPY { self.copied(job) } else { self.under_fio(job, time) }
+    }
+
+    fn copied(&self, job: Job) -> Result<Measured, String> {
+        let (before_s, start) = (self.cpu_s()?, Instant::now());
+        for _ in 0..COPIES {
+            let status = Command::new("nbdcopy")
+                .arg(format!("--connections={}", job.connections))
+                .arg(format!("--requests={}", job.depth))
+                .arg(format!("--request-size={}", job.bytes))
+                .args([&format!("nbd+unix:///?socket={}", self.socket.display()), "null:"])
+                .status()
+                .map_err(|e| format!("nbdcopy can't be started: {e}"))?;
+            if !status.success() {
+                return Err(format!("nbdcopy on {} failed", self.name));
+            }
+        }
+        let bytes = f64::from(COPIES) * (FILE_MIB << 20) as f64;
+        let server_cpu_us = (self.cpu_s()? - before_s) * 1e6 / (bytes / job.bytes as f64);
+        Ok(Measured { bytes_per_s: bytes / start.elapsed().as_secs_f64(), server_cpu_us, client_ratio: None })
+    }
+
+    fn under_fio(&self, job: Job, time: Duration) -> Result<Measured, String> {
         let before_s = self.cpu_s()?;
         let output = Command::new("fio")
             .args(["--name=bench", "--ioengine=nbd", "--output-format=json", "--time_based", "--randrepeat=1"])
@@ -149,7 +182,7 @@ impl Server {
         if bytes_per_s <= 0.0 {
             return Err(format!("fio on {} moved nothing: {}", self.name, said["error"]));
         }
-        let client_ratio = (said["usr_cpu"].as_f64().unwrap_or(0.0) + said["sys_cpu"].as_f64().unwrap_or(0.0)) / 100.0;
+        let client_ratio = said["usr_cpu"].as_f64().zip(said["sys_cpu"].as_f64()).map(|(user, system)| user + system);
         Ok(Measured { bytes_per_s, server_cpu_us: (self.cpu_s()? - before_s) * 1e6 / requests, client_ratio })
     }
 }
@@ -191,10 +224,8 @@ fn enter(tally: &mut Tally, job: Job, own: &[Measured], rivals: &[Server], their
     let of = |list: &[Measured], figure: fn(&Measured) -> f64| median(&list.iter().map(figure).collect::<Vec<_>>());
     let told = |name: &str, list: &[Measured]| {
         let (rate, cpu) = (of(list, |m| m.bytes_per_s) / 1e6, of(list, |m| m.server_cpu_us));
-        format!(
-            "{name} {rate:.0} MB/s, {cpu:.1} us of CPU a request, fio {:.0} %",
-            of(list, |m| m.client_ratio) * 100.0
-        )
+        let fio = list[0].client_ratio.map(|_| format!(", fio {:.0} %", of(list, |m| m.client_ratio.unwrap_or(0.0))));
+        format!("{name} {rate:.0} MB/s, {cpu:.1} us of CPU a request{}", fio.unwrap_or_default())
     };
     let mut notes = vec![told("ours", own)];
     for (rival, list) in rivals.iter().zip(theirs) {

@@ -140,6 +140,15 @@ pub fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The 95 % interval of the median ratio, by the binomial order statistics: no outlier moves it.
+pub fn interval(pairs: &[(f64, f64)]) -> (f64, f64) {
+    let mut ratios: Vec<f64> = pairs.iter().map(|(ours, bare)| ours / bare).collect();
+    ratios.sort_by(f64::total_cmp);
+    let (count, reach) = (ratios.len() as f64, 0.98 * (ratios.len() as f64).sqrt());
+    let at = |rank: f64| ratios.get(rank.max(0.0) as usize).or(ratios.last()).copied().unwrap_or(f64::NAN);
+    (at(count / 2.0 - reach), at(count / 2.0 + reach))
+}
+
 /// Three digits, whatever the size.
 fn short(value: f64) -> String {
     match value.abs() {
