@@ -9,7 +9,7 @@ use criterion::Criterion;
 use rustix::time::{ClockId, clock_gettime};
 use std::path::Path;
 use std::time::Duration;
-use whimbrel_energy::{METERS, Meter, Place, Sampler};
+use whimbrel_energy::{Domain, METERS, Meter, Place, Reading, Sampler, Unmeasured};
 use whimbrel_model::Nanos;
 
 const EVERY: Duration = Duration::from_millis(10);
@@ -70,6 +70,19 @@ fn share(meter: Box<dyn Meter>, time: Duration) -> (f64, usize) {
     (used.0 as f64 / took.0 as f64, told.iter().count())
 }
 
+/// A meter without a counter.
+struct Nothing;
+
+impl Meter for Nothing {
+    fn domains(&self) -> &[Domain] {
+        &[]
+    }
+
+    fn read(&mut self, _now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
+        Vec::new()
+    }
+}
+
 /// A meter's name, and what opens it anew.
 type Subject<'a> = (&'static str, Box<dyn Fn() -> Box<dyn Meter> + 'a>);
 
@@ -82,6 +95,7 @@ fn main() {
     let open =
         |root: &Path| (METERS.find("powercap").expect("registered").build)(&Place::under(root)).expect("a meter");
     let mut subjects: Vec<Subject<'_>> = vec![
+        ("no counter, waking up alone", Box::new(|| Box::new(Nothing))),
         ("powercap, files in memory", Box::new(|| open(&files))),
         ("powercap, files of sysfs", Box::new(|| open(&links))),
     ];
