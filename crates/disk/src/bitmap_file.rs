@@ -370,8 +370,9 @@ fn read(file: &File, virgin: &Record, region_blocks: u64) -> Result<There, Unrea
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => (),
             Err(error) => return Err(Unreadable::Io(error)),
         }
-        // Zeroes: it died before its first record.
-        alien_bytes |= bytes[..8] != *MAGIC && bytes[..8] != [0; 8];
+        // Zeroes: it died before its first record, or was cut off within it.
+        let known = bytes.iter().zip(MAGIC).take_while(|(byte, known)| byte == known).count();
+        alien_bytes |= bytes[known..MAGIC.len()].iter().any(|byte| *byte != 0);
         records.extend(Record::decode(&bytes));
     }
     if records.is_empty() && alien_bytes {
