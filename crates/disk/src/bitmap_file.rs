@@ -362,7 +362,7 @@ fn read(file: &File, virgin: &Record, region_blocks: u64) -> Result<There, Unrea
         Ok(There { record, area: None, set: UnitSet::full(virgin.blocks), found: Found::Torn })
     };
     let mut records = Vec::new();
-    let mut alien_bytes = false;
+    let (mut alien_bytes, mut known_bytes) = (false, false);
     for at in [0, RECORD_BYTES as u64] {
         let mut bytes = [0; RECORD_BYTES];
         match file.read_exact_at(&mut bytes, at) {
@@ -373,9 +373,12 @@ fn read(file: &File, virgin: &Record, region_blocks: u64) -> Result<There, Unrea
         // Zeroes: it died before its first record, or was cut off within it.
         let known = bytes.iter().zip(MAGIC).take_while(|(byte, known)| byte == known).count();
         alien_bytes |= bytes[known..MAGIC.len()].iter().any(|byte| *byte != 0);
+        known_bytes |= known > 0;
         records.extend(Record::decode(&bytes));
     }
-    if records.is_empty() && alien_bytes {
+    // Many a file begins with zeroes, but is not as long as this one was made before its first record.
+    let sized = || file.metadata().map(|there| there.len() == AREAS_AT + 2 * area_bytes(virgin.blocks));
+    if records.is_empty() && (alien_bytes || !(known_bytes || sized().map_err(Unreadable::Io)?)) {
         return Err(Unreadable::Alien);
     }
     let alien = |record: &Record| (record.blocks, record.block_bytes) != (virgin.blocks, virgin.block_bytes);

@@ -77,15 +77,19 @@ impl ContentIndex {
             let why = format!("{} bytes are not the digests of {} blocks", digests.len(), extent.count);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
+        volume.check_extent(extent, extent.count.saturating_mul(volume.block_bytes()))?;
         let mut taken = TakenOver::default();
         let mut buffer = vec![0; volume.block_bytes() as usize];
-        for (wanted, at) in names.iter().zip(0..extent.count) {
-            let block = Extent { start: extent.start.saturating_add(at), count: 1 };
+        for (wanted, block) in names.iter().zip(extent.indices()) {
+            let block = Extent { start: block, count: 1 };
             if self.find(volume, wanted, &mut buffer)? {
                 taken.waited.extend(volume.arrive(block, &buffer)?);
                 continue;
             }
-            self.blocks.insert(*wanted, block.start);
+            // Whatever is offered, memory is bounded; what isn't noted is only sent.
+            if self.blocks.len() as u64 <= 2 * volume.blocks() {
+                self.blocks.insert(*wanted, block.start);
+            }
             match taken.lacking.last_mut() {
                 Some(last) if last.end() == block.start => last.count += 1,
                 _ => taken.lacking.push(block),

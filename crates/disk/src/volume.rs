@@ -452,7 +452,7 @@ impl Volume {
         }
     }
 
-    fn check_extent(&self, extent: Extent, given_bytes: u64) -> io::Result<()> {
+    pub(crate) fn check_extent(&self, extent: Extent, given_bytes: u64) -> io::Result<()> {
         let end = extent.start.checked_add(extent.count).filter(|end| *end <= self.blocks());
         if end.is_none() {
             let Extent { start, count } = extent;

@@ -280,7 +280,12 @@ impl Desk {
             Command::Resolve { run } => {
                 self.away = !run;
                 if run {
-                    self.guest()?.machine.run();
+                    let guest = self.guest()?;
+                    guest.volume.iter().for_each(|volume| volume.come_home());
+                    if guest.machine.throttled_ns() > 0 {
+                        guest.machine.throttle(0.0);
+                    }
+                    guest.machine.run();
                 }
             }
             Command::Stop {} => return self.stop(),

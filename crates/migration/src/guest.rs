@@ -161,12 +161,19 @@ impl Guest {
     pub(crate) fn hash_ram(&mut self, pages: Extent, frozen: bool) -> Result<Answer, DriverError> {
         let left_out = match &mut self.witness {
             _ if pages.count > PAGES_AT_ONCE => return Err(other(format!("at most {PAGES_AT_ONCE} pages at once"))),
+            _ if pages.start > self.machine.ram().pages() => {
+                return Err(other("pages beyond the guest's RAM".to_owned()));
+            }
             _ if frozen => Vec::new(),
             None => {
                 let why = "pages were left behind at the switchover, or the twin knows all of them".to_owned();
                 return Ok(Answer::NoHashes { why });
             }
-            Some(witness) => witness.written()?.extents().map(|run| (run.start, run.count)).collect(),
+            Some(witness) => {
+                let here = |run: Extent| (run.start.max(pages.start), run.end().min(pages.end()));
+                let runs = witness.written()?.extents().map(here);
+                runs.filter(|(start, end)| start < end).map(|(start, end)| (start, end - start)).collect()
+            }
         };
         Ok(Answer::Hashes { hashes: witness::hashes(self.machine.ram(), pages), left_out })
     }

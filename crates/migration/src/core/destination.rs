@@ -135,8 +135,13 @@ impl DestinationCore {
         if self.state == State::Finished {
             return;
         }
-        if let Some(reason) = self.last_word.due(now) {
+        // A guest that has begun to run has done so at its instant, whatever ended meanwhile.
+        let resumed = matches!(input, DestinationInput::Resumed);
+        if let Some(reason) = self.last_word.due(now).filter(|_| !resumed) {
             return self.lost(reason, effects);
+        }
+        if let Some(until) = self.last_word.until().filter(|_| !self.may_act_on(&input)) {
+            return effects.push(DestinationEffect::TimerAt(until));
         }
         match input {
             DestinationInput::Said(message) => self.said(message, effects),
@@ -172,6 +177,21 @@ impl DestinationCore {
         }
         self.prefetch(now, effects);
         effects.extend(self.last_word.until().map(DestinationEffect::TimerAt));
+    }
+
+    /// Whether an input counts after a lane has ended. A guest is not taken over on half a link, for it may lack what can't
+    /// come any more: the source still has it. One that lacks nothing may come.
+    fn may_act_on(&self, input: &DestinationInput) -> bool {
+        use DestinationInput::{ControlEnded, Lost, Said};
+        match input {
+            Said(Message::Abort { .. }) | ControlEnded(_) | Lost(_) => true,
+            Said(Message::HandOver) => self.lacks_nothing(),
+            _ => self.state == State::Running,
+        }
+    }
+
+    fn lacks_nothing(&self) -> bool {
+        self.pages_left == 0 && self.blocks_left == 0
     }
 
     /// Keeps the prefetching lane busy as long as blocks are missing.
@@ -267,7 +287,7 @@ impl DestinationCore {
 
     fn lost(&mut self, reason: String, effects: &mut Vec<DestinationEffect>) {
         let ending = match self.state {
-            State::Running if self.whole == (true, true) => Ending::Completed,
+            State::Running if self.lacks_nothing() => Ending::Completed,
             State::Running => Ending::Lost { reason },
             State::Loaded => Ending::Undecided { reason },
             State::Receiving | State::Loading | State::Finished => Ending::Aborted { reason },

@@ -25,6 +25,8 @@ struct Switchover {
     barrier: bool,
     disk_carried: bool,
     loaded: bool,
+    /// The guest runs on here, and only why is open.
+    given_up: bool,
 }
 
 /// The source's core.
@@ -130,17 +132,7 @@ impl SourceCore {
                 self.switchover.paused = true;
                 effects.push(SourceEffect::Drain);
             }
-            SourceInput::Drained => {
-                effects.push(record(Moment::Drained));
-                self.switchover.drained = true;
-                self.memory.last_take();
-                self.disk.iter_mut().for_each(Flow::last_take);
-                effects.push(SourceEffect::Observe { family: Family::Memory, observe: Observe::Take });
-                if self.disk.is_some() {
-                    effects.push(SourceEffect::Observe { family: Family::Disk, observe: Observe::Take });
-                }
-                effects.push(SourceEffect::SaveState);
-            }
+            SourceInput::Drained => self.drained(effects),
             SourceInput::StateSaved(state) => {
                 effects.push(record(Moment::StateSaved));
                 self.switchover.state = Some(state);
@@ -162,7 +154,7 @@ impl SourceCore {
                 effects.push(SourceEffect::Record(Event::Sent { family, stage, demanded: false, sent }));
             }
             SourceInput::Timer => {}
-            SourceInput::LaneEnded(reason) => self.last_word.lane_ended(now, reason),
+            SourceInput::LaneEnded(reason) => self.lane_ended(now, reason, effects),
             SourceInput::ControlEnded(reason) => {
                 let reason = self.last_word.first(reason);
                 return self.lost(reason, effects);
@@ -174,8 +166,31 @@ impl SourceCore {
                 Phase::Pull | Phase::Complete | Phase::Aborted => {}
             },
         }
-        self.advance(now, effects);
+        if self.last_word.until().is_none() || self.phase == Phase::Pull {
+            self.advance(now, effects);
+        }
         effects.extend(self.last_word.until().filter(|_| !self.finished).map(SourceEffect::TimerAt));
+    }
+
+    fn drained(&mut self, effects: &mut Vec<SourceEffect>) {
+        effects.push(record(Moment::Drained));
+        self.switchover.drained = true;
+        self.memory.last_take();
+        self.disk.iter_mut().for_each(Flow::last_take);
+        effects.push(SourceEffect::Observe { family: Family::Memory, observe: Observe::Take });
+        if self.disk.is_some() {
+            effects.push(SourceEffect::Observe { family: Family::Disk, observe: Observe::Take });
+        }
+        effects.push(SourceEffect::SaveState);
+    }
+
+    fn lane_ended(&mut self, now: Nanos, reason: String, effects: &mut Vec<SourceEffect>) {
+        self.last_word.lane_ended(now, reason);
+        if self.phase == Phase::Switchover {
+            // The guest needn't stand still while only the reason is waited for.
+            self.switchover.given_up = true;
+            effects.push(SourceEffect::Resume);
+        }
     }
 
     /// Whether an input counts after a lane has ended. Before the hand-over the move has failed already, and only why is
@@ -561,7 +576,7 @@ impl SourceCore {
     }
 
     fn abort(&mut self, reason: String, effects: &mut Vec<SourceEffect>) {
-        if self.phase == Phase::Switchover {
+        if self.phase == Phase::Switchover && !self.switchover.given_up {
             effects.push(SourceEffect::Resume);
         }
         if self.throttle_share > 0.0 {

@@ -54,7 +54,10 @@ impl OfferLane {
     /// # Errors
     /// The lane has ended.
     pub(super) async fn lacking(&self, extent: Extent, digests: Vec<u8>) -> Result<Vec<Extent>, DriverError> {
-        let gone = || DriverError::Protocol("the lane of offers has ended".to_owned());
+        let gone = || {
+            let why = std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the lane of offers has ended");
+            DriverError::Io(why)
+        };
         let (answer, answered) = oneshot::channel();
         self.offers.send(Offer { extent, digests, answer }).map_err(|_| gone())?;
         answered.await.map_err(|_| gone())

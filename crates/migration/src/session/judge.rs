@@ -15,6 +15,7 @@ impl Move<'_> {
             return skipped("the experiment asks for no check");
         }
         let mut words: Vec<Result<Verification, SessionError>> = Vec::new();
+        let mut note = None;
         let ask = |agent: &mut Agent| {
             agent.expect(&Command::Verify {}, |a| match a {
                 Answer::Verified { verification } => Some(verification),
@@ -28,12 +29,16 @@ impl Move<'_> {
                     let end = ask(there);
                     (frozen.join(), end)
                 });
-                // A source that is gone since has no word; the guest at the destination is judged all the same.
-                let frozen = frozen.into_iter().filter(|word| word.is_ok() || end.is_err());
-                words.extend(frozen);
-                if words.iter().all(Result::is_ok) && end.is_ok() {
-                    words.extend(self.compare_ram(here, there).transpose());
+                if matches!(&frozen, Ok(Ok(_))) && end.is_ok() {
+                    match self.compare_ram(here, there) {
+                        Ok(word) => words.extend(word.map(Ok)),
+                        Err(error) => {
+                            note = Some(format!("RAM beyond the twin's is not compared: {}", in_words(&error)))
+                        }
+                    }
                 }
+                // A source that is gone since has no word; the guest at the destination is judged all the same.
+                words.extend(frozen.into_iter().filter(|word| word.is_ok() || end.is_err()));
                 words.push(end);
             }
             Outcome::Aborted => words.push(ask(here)),
@@ -48,6 +53,9 @@ impl Move<'_> {
                 Ok(word) => join(&mut verify, word),
                 Err(error) => return skipped(&in_words(&error)),
             }
+        }
+        if let Some(note) = note {
+            verify.scope = format!("{}; {note}", verify.scope);
         }
         verify
     }
