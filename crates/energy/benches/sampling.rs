@@ -2,13 +2,15 @@
 //!
 //! The counters are those of a server with two sockets (two packages with core, uncore and memory, and the platform): once as
 //! files in memory, and once as links to files of the kernel's own, whose reads cost what sysfs costs; the register behind a
-//! real counter adds a microsecond or so. perf's events are the software PMU's, opened by the same call. Each is read by the
-//! sampler for ten seconds; what counts is the processor time of this process, kernel and user.
+//! real counter adds a microsecond or so. perf's events are this host's, where it has some. Each is read by the sampler for ten
+//! seconds, all of its counters and, as an agent does it, those alone that are summed; what counts is the processor time of
+//! this process, kernel and user. Waking up a hundred times a second costs something too: that is the first line.
 
 use criterion::Criterion;
 use rustix::time::{ClockId, clock_gettime};
 use std::path::Path;
 use std::time::Duration;
+use whimbrel_energy::meter::counted;
 use whimbrel_energy::{Domain, METERS, Meter, Place, Reading, Sampler, Unmeasured};
 use whimbrel_model::Nanos;
 
@@ -86,6 +88,13 @@ impl Meter for Nothing {
 /// A meter's name, and what opens it anew.
 type Subject<'a> = (&'static str, Box<dyn Fn() -> Box<dyn Meter> + 'a>);
 
+/// What an agent reads of it.
+fn summed(mut meter: Box<dyn Meter>) -> Box<dyn Meter> {
+    let counted = counted(meter.domains());
+    meter.keep(&counted);
+    meter
+}
+
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--test");
     let time = if quick { Duration::from_millis(200) } else { Duration::from_secs(10) };
@@ -98,6 +107,7 @@ fn main() {
         ("no counter, waking up alone", Box::new(|| Box::new(Nothing))),
         ("powercap, files in memory", Box::new(|| open(&files))),
         ("powercap, files of sysfs", Box::new(|| open(&links))),
+        ("powercap, files of sysfs, packages and memory alone", Box::new(|| summed(open(&links)))),
     ];
     match (METERS.find("perf").expect("registered").build)(&Place::host()) {
         Ok(_) => subjects.push((

@@ -82,7 +82,9 @@ pub fn choose(place: &Place, meter: Option<&str>, clock: Clock) -> Result<Chosen
 /// It doesn't open any more, or has other domains now.
 pub fn reopen(place: &Place, known: &HostMeter) -> Result<Box<dyn Meter>, Unmeasured> {
     let entry = METERS.find(&known.meter).map_err(|e| Unmeasured::because(e.to_string()))?;
-    let meter = (entry.build)(place)?;
+    let mut meter = (entry.build)(place)?;
+    let wanted: Vec<bool> = meter.domains().iter().map(|domain| known.domains.contains(domain)).collect();
+    meter.keep(&wanted);
     if meter.domains() == known.domains {
         Ok(meter)
     } else {

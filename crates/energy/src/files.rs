@@ -1,5 +1,6 @@
 //! Small files of the kernel: one value each, read with a bound.
 
+use crate::bank::Count;
 use crate::meter::{Place, Reading, Unmeasured};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -58,17 +59,6 @@ impl CounterFile {
         CounterFile { path, file: None, last: None }
     }
 
-    /// The counter.
-    pub(crate) fn read(&mut self, now: Nanos) -> Result<Reading, Unmeasured> {
-        let mut uj = self.number()?;
-        if self.last == Some(uj) && self.is_gone() {
-            self.file = None;
-            uj = self.number()?;
-        }
-        self.last = Some(uj);
-        Ok(Reading { at: now, uj })
-    }
-
     /// Whether the file was replaced or removed since it was opened, and so never changes again: it has no name any more. The
     /// kernel's own keep theirs, and can't be read once they are gone.
     fn is_gone(&self) -> bool {
@@ -98,6 +88,18 @@ impl CounterFile {
         let filled = file.read_at(bytes, 0)?;
         self.file = Some(file);
         Ok(filled)
+    }
+}
+
+impl Count for CounterFile {
+    fn read(&mut self, now: Nanos) -> Result<Reading, Unmeasured> {
+        let mut uj = self.number()?;
+        if self.last == Some(uj) && self.is_gone() {
+            self.file = None;
+            uj = self.number()?;
+        }
+        self.last = Some(uj);
+        Ok(Reading { at: now, uj })
     }
 }
 

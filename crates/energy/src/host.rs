@@ -44,7 +44,7 @@ pub struct HostMeter {
     pub kind: Kind,
     /// Its name in the registry; `model` for the model.
     pub meter: String,
-    /// Its domains.
+    /// What it reads: the domains that are the host's energy.
     pub domains: Vec<Domain>,
     /// Domains that never move, or are others' copies, with what was seen of them.
     pub absent: BTreeMap<String, String>,
@@ -77,9 +77,13 @@ pub fn open(
         _ => {}
     }
     match (choose(place, spec.meter.as_deref(), clock), spec.model) {
-        (Ok(Chosen { name, meter, absent }), _) => {
-            let described = HostMeter::measured(name, meter.domains(), absent, &place.identity());
-            Ok((meter, described))
+        (Ok(Chosen { name, mut meter, absent }), _) => {
+            // Nobody asks for the others again: a reading a hundred times a second is to cost the host little.
+            let all = HostMeter::measured(name, meter.domains(), absent, &place.identity());
+            let summed: Vec<usize> = all.summed().map(|(n, _)| n).collect();
+            meter.keep(&(0..all.domains.len()).map(|n| summed.contains(&n)).collect::<Vec<_>>());
+            let domains = meter.domains().to_vec();
+            Ok((meter, HostMeter { domains, ..all }))
         }
         (Err(why), Some(model)) => {
             let meter = model.meter(activity);

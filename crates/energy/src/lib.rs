@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+mod bank;
 pub mod choose;
 pub mod conditions;
 mod copies;

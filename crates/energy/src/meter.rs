@@ -12,12 +12,16 @@ pub type Open = fn(&Place) -> Result<Box<dyn Meter>, Unmeasured>;
 
 /// Reads a host's cumulative energy.
 pub trait Meter: Send {
-    /// What it reads, always the same.
+    /// What it reads, always the same until [`Meter::keep`].
     fn domains(&self) -> &[Domain];
 
     /// Every domain's counter, in the order of [`Meter::domains`]. `now` is this instant; a meter whose figures come from
     /// elsewhere gives the instant at which they came.
     fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>>;
+
+    /// Leaves out the domains that nobody wants, in the order of [`Meter::domains`], where that makes a reading cheaper. What is
+    /// left is what [`Meter::domains`] gives from then on.
+    fn keep(&mut self, _wanted: &[bool]) {}
 }
 
 /// One reading of one counter.

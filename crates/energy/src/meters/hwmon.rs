@@ -3,8 +3,9 @@
 //! Drivers give them labels of their own: `Esocket0` and `Ecore000` (amd_energy). What has no label that covers a socket or the
 //! board, such as the counter of a graphics card, is shown and not counted.
 
+use crate::bank::{Bank, Count};
 use crate::files::{self, CounterFile};
-use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured, counted};
+use crate::meter::{Domain, DomainKind, Meter, Open, Place, Unmeasured, counted};
 use whimbrel_model::{Entry, Nanos};
 
 pub(super) const ENTRY: Entry<Open> = Entry {
@@ -15,27 +16,12 @@ pub(super) const ENTRY: Entry<Open> = Entry {
     build: open,
 };
 
-struct Hwmon {
-    domains: Vec<Domain>,
-    counters: Vec<CounterFile>,
-}
-
-impl Meter for Hwmon {
-    fn domains(&self) -> &[Domain] {
-        &self.domains
-    }
-
-    fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
-        self.counters.iter_mut().map(|counter| counter.read(now)).collect()
-    }
-}
-
 fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     let class = place.sysfs.join("class/hwmon");
     if !class.is_dir() {
         return Err(Unmeasured::because(format!("there is no {}", class.display())));
     }
-    let mut meter = Hwmon { domains: Vec::new(), counters: Vec::new() };
+    let mut meter = Bank::new();
     for device in files::names(&class)? {
         let folder = class.join(&device);
         let Ok(names) = files::names(&folder) else { continue };
@@ -45,22 +31,22 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
             let (kind, package) = covers(&label);
             let label = if label.is_empty() { counter.trim_end_matches("_input").to_owned() } else { label };
             let name = format!("{device}:{driver:.30}/{label:.30}");
-            meter.domains.push(Domain { name, kind, package, range_uj: None });
-            meter.counters.push(CounterFile::new(folder.join(counter)));
+            meter.add(Domain { name, kind, package, range_uj: None }, CounterFile::new(folder.join(counter)));
         }
     }
-    if meter.domains.is_empty() {
+    if meter.domains().is_empty() {
         return Err(Unmeasured::because(format!("{} has no counter of energy", class.display())));
     }
-    let Some(first) = counted(&meter.domains).iter().position(|counted| *counted) else {
-        let names: Vec<&str> = meter.domains.iter().map(|d| d.name.as_str()).take(8).collect();
+    let counted = counted(meter.domains());
+    let Some(first) = meter.first(&counted) else {
+        let names: Vec<&str> = meter.domains().iter().map(|d| d.name.as_str()).take(8).collect();
         let names = names.join(", ");
         return Err(Unmeasured::because(format!(
             "none of the counters in {} covers the host: {names}",
             class.display()
         )));
     };
-    meter.counters[first].read(Nanos(0))?;
+    first.read(Nanos(0))?;
     Ok(Box::new(meter))
 }
 

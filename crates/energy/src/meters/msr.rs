@@ -10,6 +10,7 @@
 //!
 //! Each counter has 32 bits. AMD's 0xC001029A counts a single core, not all of a package, and is left out.
 
+use crate::bank::{Bank, Count};
 use crate::files;
 use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured};
 use std::fs::File;
@@ -48,25 +49,10 @@ struct Register {
     shift: u32,
 }
 
-impl Register {
-    fn uj(&self) -> Result<u64, Unmeasured> {
+impl Count for Register {
+    fn read(&mut self, now: Nanos) -> Result<Reading, Unmeasured> {
         let raw = value(&self.file, self.address).map_err(|e| Unmeasured::file(&self.path, &e))? & 0xffff_ffff;
-        Ok((raw * 1_000_000) >> self.shift)
-    }
-}
-
-struct Msr {
-    domains: Vec<Domain>,
-    registers: Vec<Register>,
-}
-
-impl Meter for Msr {
-    fn domains(&self) -> &[Domain] {
-        &self.domains
-    }
-
-    fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
-        self.registers.iter().map(|register| register.uj().map(|uj| Reading { at: now, uj })).collect()
+        Ok(Reading { at: now, uj: (raw * 1_000_000) >> self.shift })
     }
 }
 
@@ -91,7 +77,7 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     };
     let model = files::processor_field(place, "model").and_then(|m| m.parse::<u64>().ok());
     let fixed = unit == INTEL_UNIT && model.is_some_and(|m| FIXED_MEMORY_UNIT.contains(&m));
-    let mut meter = Msr { domains: Vec::new(), registers: Vec::new() };
+    let mut meter = Bank::new();
     for (package, processor) in files::Packages::read(place)?.one_of_each() {
         let path = place.devices.join(format!("cpu/{processor}/msr"));
         let file = File::open(&path).map_err(|e| Unmeasured::file(&path, &e))?;
@@ -101,18 +87,17 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
             let memory = fixed && *kind == DomainKind::Dram;
             let shift = if memory { FIXED_MEMORY_SHIFT } else { shift };
             let file = file.try_clone().map_err(|e| Unmeasured::file(&path, &e))?;
-            let register = Register { file, path: path.clone(), address: *address, shift };
+            let mut register = Register { file, path: path.clone(), address: *address, shift };
             // A register that the processor lacks can't be read.
-            if register.uj().is_err() {
+            if register.read(Nanos(0)).is_err() {
                 continue;
             }
             let range_uj = Some((1_000_000 << 32) >> shift);
             let name = format!("{package}{suffix}");
-            meter.domains.push(Domain { name, kind: *kind, package: Some(package.to_owned()), range_uj });
-            meter.registers.push(register);
+            meter.add(Domain { name, kind: *kind, package: Some(package.to_owned()), range_uj }, register);
         }
     }
-    if meter.domains.iter().any(|d| d.kind == DomainKind::Package) {
+    if meter.domains().iter().any(|d| d.kind == DomainKind::Package) {
         Ok(Box::new(meter))
     } else {
         Err(Unmeasured::because("no processor has an energy register"))

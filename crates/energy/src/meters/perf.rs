@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code, reason = "perf_event_open has no safe wrapper; this is the one place that calls it")]
 
+use crate::bank::{Bank, Count};
 use crate::files;
 use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured, counted};
 use std::collections::BTreeMap;
@@ -110,13 +111,12 @@ impl Pmu {
 
     /// Opens every event where it is read.
     pub(crate) fn open(&self) -> Result<Box<dyn Meter>, Unmeasured> {
-        let mut meter = Perf { domains: Vec::new(), counters: Vec::new() };
+        let mut meter = Bank::new();
         for (domain, cpu, event) in self.domains() {
             let file = open_event(self.number, event.config, cpu).map_err(|e| denied(&e, &domain.name))?;
-            meter.domains.push(domain);
-            meter.counters.push((file, event.scale));
+            meter.add(domain, Counting { file, scale: event.scale });
         }
-        if !counted(&meter.domains).contains(&true) {
+        if !counted(meter.domains()).contains(&true) {
             return Err(Unmeasured::because("no event of the power PMU covers the host"));
         }
         Ok(Box::new(meter))
@@ -156,23 +156,18 @@ fn scale(folder: &Path, event: &str) -> Result<f64, Unmeasured> {
     }
 }
 
-struct Perf {
-    domains: Vec<Domain>,
-    counters: Vec<(File, f64)>,
+/// An event that counts.
+struct Counting {
+    file: File,
+    /// Microjoules a count.
+    scale: f64,
 }
 
-impl Meter for Perf {
-    fn domains(&self) -> &[Domain] {
-        &self.domains
-    }
-
-    fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
-        let one = |(file, scale): &mut (File, f64)| {
-            let mut count = [0; 8];
-            file.read_exact(&mut count).map_err(|e| Unmeasured::because(format!("a perf event: {e}")))?;
-            Ok(Reading { at: now, uj: (u64::from_ne_bytes(count) as f64 * *scale) as u64 })
-        };
-        self.counters.iter_mut().map(one).collect()
+impl Count for Counting {
+    fn read(&mut self, now: Nanos) -> Result<Reading, Unmeasured> {
+        let mut count = [0; 8];
+        self.file.read_exact(&mut count).map_err(|e| Unmeasured::because(format!("a perf event: {e}")))?;
+        Ok(Reading { at: now, uj: (u64::from_ne_bytes(count) as f64 * self.scale) as u64 })
     }
 }
 

@@ -7,8 +7,9 @@
 //!   intel-rapl-mmio:0    name = package-0           the same counter by another way: not counted again
 //! ```
 
+use crate::bank::{Bank, Count};
 use crate::files::{self, CounterFile};
-use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured, counted};
+use crate::meter::{Domain, DomainKind, Meter, Open, Place, Unmeasured, counted};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use whimbrel_model::{Entry, Nanos};
@@ -27,21 +28,6 @@ const DEEPEST: usize = 3;
 /// More zones than any host has.
 const MOST_ZONES: usize = 1024;
 
-struct Powercap {
-    domains: Vec<Domain>,
-    counters: Vec<CounterFile>,
-}
-
-impl Meter for Powercap {
-    fn domains(&self) -> &[Domain] {
-        &self.domains
-    }
-
-    fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
-        self.counters.iter_mut().map(|counter| counter.read(now)).collect()
-    }
-}
-
 fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     let class = place.sysfs.join("class/powercap");
     if !class.is_dir() {
@@ -51,7 +37,7 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     find(&class, 1, &mut zones)?;
     // By the processor's registers before by memory-mapped ones: the first of a name is counted, the second is its copy.
     let (mapped, direct): (Vec<_>, Vec<_>) = zones.into_iter().partition(|(id, _)| id.starts_with("intel-rapl-mmio"));
-    let mut meter = Powercap { domains: Vec::new(), counters: Vec::new() };
+    let mut meter = Bank::new();
     let mut names = BTreeMap::new();
     for (id, folder) in direct.into_iter().chain(mapped) {
         let Ok(name) = files::text(&folder.join("name")) else { continue };
@@ -60,19 +46,18 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
         let full = parent.as_ref().map_or_else(|| name.clone(), |parent: &String| format!("{parent}/{name}"));
         names.insert(id, full.clone());
         let counter = folder.join("energy_uj");
-        if !counter.exists() || meter.domains.iter().any(|d| d.name == full) {
+        if !counter.exists() || meter.domains().iter().any(|d| d.name == full) {
             continue;
         }
         let package = full.split('/').next().filter(|p| p.starts_with("package")).map(str::to_owned);
         let range_uj = files::number(&folder.join("max_energy_range_uj")).ok().filter(|range| *range > 0);
-        meter.domains.push(Domain { name: full, kind: kind_of(&name), package, range_uj });
-        meter.counters.push(CounterFile::new(counter));
+        meter.add(Domain { name: full, kind: kind_of(&name), package, range_uj }, CounterFile::new(counter));
     }
-    if meter.domains.is_empty() {
+    if meter.domains().is_empty() {
         return Err(Unmeasured::because(format!("{} has no zone with a counter{}", class.display(), dangling(&class))));
     }
-    let counted = counted(&meter.domains);
-    let first = meter.counters.iter_mut().zip(counted).find(|(_, counted)| *counted).map(|(counter, _)| counter);
+    let counted = counted(meter.domains());
+    let first = meter.first(&counted);
     let first = first.ok_or_else(|| Unmeasured::because(format!("no zone of {} covers the host", class.display())))?;
     first.read(Nanos(0))?;
     Ok(Box::new(meter))

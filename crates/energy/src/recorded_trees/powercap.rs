@@ -3,7 +3,7 @@
 use super::trees::{AMD, CLIENT, DIES, HASWELL, SAPPHIRE, SERVER, XEN};
 use super::{Tree, names, read};
 use crate::choose::choose;
-use crate::meter::DomainKind;
+use crate::meter::{DomainKind, counted};
 use whimbrel_model::Nanos;
 
 #[test]
@@ -17,6 +17,18 @@ fn powercap_knows_every_zone_once() {
     assert_eq!(server.domains()[3].range_uj, Some(65_712_999_613));
     let amd = Tree::of(AMD).open("powercap").unwrap();
     assert_eq!(names(amd.domains()), ["package-0", "package-0/core"]);
+}
+
+#[test]
+fn only_what_is_wanted_is_read() {
+    let tree = Tree::of(CLIENT);
+    let mut client = tree.open("powercap").unwrap();
+    client.keep(&counted(client.domains()));
+    assert_eq!(names(client.domains()), ["package-0", "package-0/dram"]);
+    // What nobody wants may even be gone.
+    std::fs::remove_dir_all(tree.path("class/powercap/intel-rapl:0:0")).unwrap();
+    let uj = client.read(Nanos(7)).into_iter().map(|reading| reading.unwrap().uj);
+    assert_eq!(uj.collect::<Vec<_>>(), [142_033_121_953, 22_969_474_853]);
 }
 
 #[test]
