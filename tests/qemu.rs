@@ -89,7 +89,7 @@ fn a_linux_guest_runs_on_while_its_memory_and_disk_follow() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let guest = "disk = \"16 MiB\"\nfilled = \"16 MiB\"\n";
+    let guest = "vcpus = 2\ndisk = \"16 MiB\"\nfilled = \"16 MiB\"\n";
     let vary = "[link]\nrate = \"800 Mbit/s\"\n[vary]\n\"memory.schedule\" = [\"post-copy\", \"hybrid\"]\n";
     let (output, rows) = run(folder.path(), &format!("{SMALL}{guest}{PACED}{vary}"), None);
     assert_eq!((output.status.code(), rows.len()), (Some(0), 2), "{}", String::from_utf8_lossy(&output.stderr));

@@ -91,7 +91,8 @@ fn case(factors: &[Factor], row: &Row, seed: u64) -> Option<Case> {
 }
 
 /// The workload, if it fits. Most are paced where they can be, since the twin has to do again whatever is done as fast as
-/// it can be; every fourth is not. A mix is one of all the others that fit.
+/// it can be; every fourth is not. A mix is of as many of the others
+/// as there are vCPUs, other ones with each seed.
 fn workload(name: &str, seed: u64, shape: Shape) -> Option<WorkloadChoice> {
     let has = |name: &str, key: &str| {
         let entry = WORKLOADS.find(name).expect("the name is the registry's");
@@ -105,7 +106,11 @@ fn workload(name: &str, seed: u64, shape: Shape) -> Option<WorkloadChoice> {
     let table = match has(name, "parts") {
         true => {
             let others = WORKLOADS.names().filter(|name| !has(name, "parts"));
-            json!({"use": name, "parts": others.map(plain).filter(fits).collect::<Vec<_>>()})
+            let mut parts: Vec<Value> = others.map(plain).filter(fits).collect();
+            let first = seed as usize % parts.len();
+            parts.rotate_left(first);
+            parts.truncate(shape.vcpus as usize);
+            json!({"use": name, "parts": parts})
         }
         false => plain(name),
     };

@@ -13,7 +13,7 @@ const NAME: &str = "mix";
 /// The member's entry.
 pub const ENTRY: Entry<Workload> = Entry {
     name: NAME,
-    summary: "several workloads at once: vCPU i runs part i modulo the number of parts",
+    summary: "several workloads at once: vCPU i runs part i modulo the number of parts, of which there are no more than vCPUs",
     parameters: PARAMETERS,
     source: "Whimbrel",
     build: Workload { streams, offered, unit: "units of the parts", content: "random" },
@@ -26,7 +26,7 @@ const PARAMETERS: &[Parameter] = &[Parameter {
     default: Some(r#"["memory-intensive", "idle-desktop"]"#),
 }];
 
-/// A part that has at least one vCPU.
+/// A part, with its own vCPUs.
 struct Part {
     entry: &'static Entry<Workload>,
     parameters: Parameters,
@@ -38,6 +38,10 @@ fn parts(parameters: &Parameters, context: &BuildContext) -> Result<Vec<Part>, P
     let given = parameters.any("parts").and_then(Value::as_array).filter(|list| !list.is_empty());
     let given = given.ok_or_else(|| refuse("parts", "what is written", accepted))?;
     let vcpus = u64::from(context.shape.vcpus);
+    if (given.len() as u64) > vcpus {
+        let accepted = format!("at most {vcpus} parts, one a vCPU, or guest.vcpus = {}", given.len());
+        return Err(refuse("parts", format!("{} parts", given.len()), &accepted));
+    }
     let mut read = Vec::new();
     let mut vcpus_before = 0;
     for (index, value) in given.iter().enumerate() {
@@ -48,10 +52,8 @@ fn parts(parameters: &Parameters, context: &BuildContext) -> Result<Vec<Part>, P
         let entry = WORKLOADS.find(&name)?;
         let parameters = Parameters::read(entry.parameters, &keys)?;
         let own = (0..vcpus).filter(|vcpu| vcpu % given.len() as u64 == index as u64).count() as u64;
-        if own > 0 {
-            let context = part_context(context, vcpus_before, own, derive(context.seed, index as u64));
-            read.push(Part { entry, parameters, context });
-        }
+        let context = part_context(context, vcpus_before, own, derive(context.seed, index as u64));
+        read.push(Part { entry, parameters, context });
         vcpus_before += own;
     }
     Ok(read)
