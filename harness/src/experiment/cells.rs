@@ -9,7 +9,7 @@ use super::tree::{Field, Mistake, Node, Place};
 use serde_json::{Map, Value};
 
 /// The tables whose keys may vary.
-const TABLES: [&str; 5] = ["guest", "link", "workload", "memory", "disk"];
+const TABLES: [&str; 6] = ["guest", "link", "workload", "memory", "disk", "coordinator"];
 /// The most cells.
 const MOST_CELLS: usize = 10_000;
 
