@@ -123,8 +123,8 @@ fn qemus_own_migrations_are_rows_like_ours_with_qemus_figures_beside() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let names = ["qemu:postcopy", "qemu:multifd", "pre-copy"];
-    let vary = "[workload]\nuse = \"idle\"\n[[cell]]\n\"memory.preset\" = \"qemu:postcopy\"\n\
+    let names = ["qemu:postcopy-preempt", "qemu:multifd", "pre-copy"];
+    let vary = "[workload]\nuse = \"idle\"\n[[cell]]\n\"memory.preset\" = \"qemu:postcopy-preempt\"\n\
                 [[cell]]\n\"memory.preset\" = \"qemu:multifd\"\n[[cell]]\n\"memory.schedule\" = \"pre-copy\"\n";
     let (output, rows) = run(folder.path(), &format!("{SMALL}{vary}"), None);
     assert_eq!(rows.len(), 3, "{}", String::from_utf8_lossy(&output.stderr));

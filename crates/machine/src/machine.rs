@@ -8,7 +8,7 @@
 
 use crate::error::MachineError;
 use std::io;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use whimbrel_disk::GuestDisk;
@@ -61,19 +61,20 @@ pub trait Machine: Send + Sync {
         Ok(Some(Testimony { state: self.save_state()?, frames: None }))
     }
 
-    /// Begins to leave by a migration of the hypervisor's own, by its registry's name: the streams that it opens, in order.
+    /// Makes ready to leave by a migration of the hypervisor's own, by its registry's name: the socket at which its streams
+    /// come in, in order, from [`Machine::leave_by_itself`] on.
     ///
     /// # Errors
-    /// The machine has none of that name, or it can't begin.
-    fn leave_by_itself(&self, name: &str) -> Result<Vec<UnixStream>, MachineError> {
+    /// The machine has none of that name, or the hypervisor lacks what it takes.
+    fn prepare_to_leave(&self, name: &str) -> Result<UnixListener, MachineError> {
         Err(no_own(name))
     }
 
-    /// After [`Machine::leave_by_itself`]: returns when the guest has left. After an error it is here, and may be paused.
+    /// After [`Machine::prepare_to_leave`]: returns when the guest has left. After an error it is here, and may be paused.
     ///
     /// # Errors
     /// The migration has failed, or didn't end in time.
-    fn left_by_itself(&self, name: &str) -> Result<Departure, MachineError> {
+    fn leave_by_itself(&self, name: &str) -> Result<Departure, MachineError> {
         Err(no_own(name))
     }
 
@@ -81,19 +82,19 @@ pub trait Machine: Send + Sync {
     /// connected, in order.
     ///
     /// # Errors
-    /// As [`Machine::leave_by_itself`].
-    fn arrive_by_itself(&self, name: &str) -> Result<PathBuf, MachineError> {
+    /// As [`Machine::prepare_to_leave`].
+    fn prepare_to_arrive(&self, name: &str) -> Result<PathBuf, MachineError> {
         Err(no_own(name))
     }
 
-    /// After [`Machine::arrive_by_itself`]: returns when the guest is here and lacks nothing. `resumed` hears of the instant
+    /// After [`Machine::prepare_to_arrive`]: returns when the guest is here and lacks nothing. `resumed` hears of the instant
     /// at which it began to run here.
     ///
     /// # Errors
     /// It could not be taken in.
-    fn arrived_by_itself(&self, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
+    fn arrive_by_itself(&self, name: &str, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
         let _ = resumed;
-        Err(no_own("any"))
+        Err(no_own(name))
     }
 
     /// CPU time that the guest took outside this process, in nanoseconds.
@@ -188,6 +189,8 @@ pub enum Begin {
     New,
     /// With a state that [`Machine::load_state`] will bring; until then there is nothing to run.
     Arriving,
+    /// By a migration of the hypervisor's own, [`Machine::prepare_to_arrive`]; until then there is nothing to run.
+    ArrivingByItself,
 }
 
 /// What a machine is built from.

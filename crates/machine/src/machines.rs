@@ -10,13 +10,22 @@ use crate::machine::{Machine, MachineSetup};
 use std::sync::Arc;
 use whimbrel_model::registry::Registry;
 
+/// A stream that a hypervisor opens for pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnStream {
+    /// Pages as they come.
+    Bulk,
+    /// Pages that a vCPU waits for; it may be opened late, or never.
+    Urgent,
+}
+
 /// A migration of a hypervisor's own.
 #[derive(Debug)]
 pub struct Own {
-    /// The capabilities that are on, at both ends.
-    pub capabilities: &'static [&'static str],
-    /// How many streams the hypervisor opens.
-    pub lanes: usize,
+    /// The capabilities that are on, at both ends, and the hypervisor's version that each came with.
+    pub capabilities: &'static [(&'static str, &'static str)],
+    /// The streams that the hypervisor opens, in order; the first one is its main stream.
+    pub streams: &'static [OwnStream],
     /// Whether the guest switches after the first pass, and the rest follows.
     pub postcopy: bool,
 }

@@ -338,21 +338,27 @@ impl Desk {
     fn receive(&mut self, spec: GuestSpec, movement: &MoveSpec) -> Result<(), DriverError> {
         self.forget_expected();
         self.listen(Mark::Destination);
+        let begin = if movement.own.is_some() { Begin::ArrivingByItself } else { Begin::Arriving };
         match &mut self.guest {
-            Some(guest) if movement.incremental && self.away => guest.expect_return()?,
+            Some(guest) if movement.incremental && self.away => guest.expect_return(begin)?,
             // What the guest had here would be taken for there.
             _ if movement.incremental => {
                 return Err(DriverError::Protocol("nothing is kept here of an earlier visit".to_owned()));
             }
             _ => {
                 self.discard();
-                self.guest = Some(self.make(spec, Begin::Arriving)?);
+                self.guest = Some(self.make(spec, begin)?);
             }
         }
         let guest = self.guest.as_mut().ok_or_else(no_guest)?;
         let witness = if movement.witness { guest.begin_witness()? } else { None };
         let guest = self.guest()?;
         self.shared.metering.counts(&guest.machine);
+        let own = movement.own.clone().map(|name| {
+            let roles = guest.own_roles(&name)?;
+            Ok::<_, DriverError>((roles, guest.machine.prepare_to_arrive(&name)?, name))
+        });
+        let own = own.transpose()?;
         let nic = self.shared.nic(movement.link);
         let recorder = Recorder::new(Mark::Destination);
         let (hand_over, coming) = std::sync::mpsc::channel();
@@ -367,11 +373,10 @@ impl Desk {
         }
         let prefetch = context.filter(|_| needs.is_some_and(|needs| needs.prefetch));
         let prefetch = prefetch.map(|context| movement.disk.build(&context).schedule);
-        let own = movement.own.clone().map(|name| guest.own_lanes(&name).map(|lanes| (name, lanes))).transpose()?;
         let thread = std::thread::spawn(move || {
             let _within = runtime.enter();
-            if let Some((name, lanes)) = own {
-                return arrive_own(&machine, &name, accept_own(&coming, &link, lanes)?, &told);
+            if let Some((roles, meeting, name)) = own {
+                return arrive_own(&machine, &name, &meeting, accept_own(&coming, &link, &roles)?, &told);
             }
             let connections = accept_roles(&coming, &link, needs)?;
             let runtime = runtime.clone();
@@ -449,7 +454,7 @@ impl Desk {
         let token = self.shared.token.as_ref();
         let opening = Opening { to, nic, session: movement.session, token };
         if let Some(name) = &movement.own {
-            let connections = connect_own(&opening, guest.own_lanes(name)?)?;
+            let connections = connect_own(&opening, &guest.own_roles(name)?)?;
             return leave_own(&guest.machine, name, connections, &self.recorder);
         }
         let needs = guest.disk_context().map(|context| movement.disk.needs(&context));

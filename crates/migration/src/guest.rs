@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use whimbrel_disk::{BuildContext as BlocksContext, GuestDisk, Volume};
-use whimbrel_machine::machines::Kind;
+use whimbrel_machine::machines::{Kind, OwnStream};
 use whimbrel_machine::twin::ReadDisk;
 use whimbrel_machine::{
     Begin, GuestPages, MACHINES, Machine, MachineError, MachineSetup, Twin, TwinSetup, Verdict, Verification,
@@ -20,7 +20,7 @@ use whimbrel_memory::{DirtyLog, GuestRam};
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::stream::Shape;
 use whimbrel_model::{Extent, Nanos, PAGE_BYTES};
-use whimbrel_wire::clock;
+use whimbrel_wire::{Role, clock};
 use whimbrel_workloads::BuildContext;
 
 /// Between two readings of a control run.
@@ -108,9 +108,9 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::make`].
-    pub(crate) fn expect_return(&mut self) -> Result<(), DriverError> {
+    pub(crate) fn expect_return(&mut self, begin: Begin) -> Result<(), DriverError> {
         self.machine.stop();
-        self.machine = build_machine(&self.spec, Begin::Arriving, &self.ram, &self.volume)?;
+        self.machine = build_machine(&self.spec, begin, &self.ram, &self.volume)?;
         Ok(())
     }
 
@@ -125,15 +125,20 @@ impl Guest {
         Some(BlocksContext { blocks: volume.blocks(), block_bytes: volume.block_bytes(), seed: self.spec.seed })
     }
 
-    /// How many streams a migration of the hypervisor's own opens.
+    /// The connections that carry the streams of a migration of the hypervisor's own, in order.
     ///
     /// # Errors
     /// The machine has none of that name; or the guest has a disk, which such a migration leaves behind.
-    pub(crate) fn own_lanes(&self, name: &str) -> Result<usize, DriverError> {
+    pub(crate) fn own_roles(&self, name: &str) -> Result<Vec<Role>, DriverError> {
         if self.volume.is_some() {
             return Err(other(format!("{name} moves no disk")));
         }
-        Ok(kind(&self.spec)?.own.find(name).map_err(other)?.build.lanes)
+        let streams = kind(&self.spec)?.own.find(name).map_err(other)?.build.streams;
+        let role = |(lane, stream): (usize, &OwnStream)| match stream {
+            OwnStream::Bulk => Role::MemoryPush { lane: lane as u32 },
+            OwnStream::Urgent => Role::MemoryDemand,
+        };
+        Ok(streams.iter().enumerate().map(role).collect())
     }
 
     /// Sees from now on what is written here, where the twin can't tell of all RAM.

@@ -42,7 +42,7 @@ use process::Process;
 use qmp::Qmp;
 use serde_json::json;
 use std::io;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -141,8 +141,9 @@ impl QemuMachine {
             let most = command::MOST_RAM_BYTES >> 20;
             return Err(MachineError::Setup(format!("machine qemu takes at most {most} MiB of RAM")));
         }
-        if begin == Begin::New {
-            // A new guest begins with empty RAM, as on any machine.
+        if begin != Begin::Arriving {
+            // A new guest begins with empty RAM, as on any machine; and QEMU, since 9.0, doesn't write a page of zeroes that
+            // comes to it for the first time.
             ram.drop_all()?;
             ram.populate_host(ram.all())?;
         }
@@ -327,27 +328,24 @@ impl Machine for QemuMachine {
         Ok(Some(Testimony { state: state.into_bytes(), frames: Some(frames) }))
     }
 
-    fn leave_by_itself(&self, name: &str) -> Result<Vec<UnixStream>, MachineError> {
-        let process = self.process();
-        let process = process.as_ref().ok_or_else(|| MachineError::Hypervisor("QEMU was ended".to_owned()))?;
-        self.own_since.store(self.qmp.mark(), Ordering::SeqCst);
-        own::leave(&self.qmp, process, self.folder.path(), own::find(name)?)
+    fn prepare_to_leave(&self, name: &str) -> Result<UnixListener, MachineError> {
+        own::prepare_to_leave(&self.qmp, self.folder.path(), own::find(name)?)
     }
 
-    fn left_by_itself(&self, name: &str) -> Result<Departure, MachineError> {
-        let left = own::left(&self.qmp, self.own_since.load(Ordering::SeqCst), own::find(name)?);
+    fn leave_by_itself(&self, name: &str) -> Result<Departure, MachineError> {
+        let left = own::leave(&self.qmp, self.folder.path(), own::find(name)?);
         // Where QEMU had stopped it before it failed, it is for the caller to let it go on.
         self.set_runs(left.is_err() && own::runs(&self.qmp));
         left
     }
 
-    fn arrive_by_itself(&self, name: &str) -> Result<PathBuf, MachineError> {
+    fn prepare_to_arrive(&self, name: &str) -> Result<PathBuf, MachineError> {
         self.own_since.store(self.qmp.mark(), Ordering::SeqCst);
-        own::arrive(&self.qmp, self.folder.path(), own::find(name)?)
+        own::prepare_to_arrive(&self.qmp, self.folder.path(), own::find(name)?)
     }
 
-    fn arrived_by_itself(&self, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
-        own::arrived(&self.qmp, self.own_since.load(Ordering::SeqCst), &|at| {
+    fn arrive_by_itself(&self, _: &str, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
+        own::arrive(&self.qmp, self.own_since.load(Ordering::SeqCst), &|at| {
             self.lock().executes = true;
             self.set_runs(true);
             resumed(at);

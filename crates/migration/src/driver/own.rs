@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use whimbrel_machine::Machine;
 use whimbrel_model::event::Sent;
@@ -31,6 +32,9 @@ use whimbrel_wire::{LinkStream, Nic, Role};
 
 /// Bytes that a stream is carried by.
 const PIECE_BYTES: usize = 256 << 10;
+
+/// What goes ahead of a stream's bytes: the hypervisor has opened it.
+const OPENED: [u8; 1] = [1];
 
 /// How long the destination may take to say that it has the guest once the source has done its part.
 const WORD: Duration = Duration::from_secs(60);
@@ -51,37 +55,33 @@ pub struct OwnConnections {
     lanes: Vec<Arc<LinkStream>>,
 }
 
-fn lane_role(lane: usize) -> Role {
-    Role::MemoryPush { lane: lane as u32 }
-}
-
-/// Opens the connections of a move with so many streams.
+/// Opens the connections of a move whose streams go by these roles.
 ///
 /// # Errors
 /// The agent can't be reached, or refuses.
-pub fn connect_own(opening: &Opening<'_>, lanes: usize) -> Result<OwnConnections, DriverError> {
+pub fn connect_own(opening: &Opening<'_>, roles: &[Role]) -> Result<OwnConnections, DriverError> {
     let control = open(opening, Role::Migration)?;
-    let lanes = (0..lanes).map(|lane| Ok(Arc::new(open(opening, lane_role(lane))?)));
+    let lanes = roles.iter().map(|role| Ok(Arc::new(open(opening, *role)?)));
     Ok(OwnConnections { control, lanes: lanes.collect::<Result<_, DriverError>>()? })
 }
 
-/// Waits for the connections of a move with so many streams.
+/// Waits for the connections of a move whose streams go by these roles.
 ///
 /// # Errors
 /// Not all of them came in time, or one came twice.
 pub fn accept_own(
     coming: &Receiver<(Role, std::net::TcpStream)>,
     nic: &Nic,
-    lanes: usize,
+    roles: &[Role],
 ) -> Result<OwnConnections, DriverError> {
-    let mut streams = gather(coming, |_| nic.clone(), 1 + lanes)?;
+    let mut streams = gather(coming, |_| nic.clone(), 1 + roles.len())?;
     let mut take = |role| {
         let at = streams.iter().position(|(known, _)| *known == role);
         let missing = || DriverError::Protocol(format!("the connection for {role:?} is missing"));
         at.map(|at| streams.swap_remove(at).1).ok_or_else(missing)
     };
     let control = take(Role::Migration)?;
-    let lanes = (0..lanes).map(|lane| Ok(Arc::new(take(lane_role(lane))?)));
+    let lanes = roles.iter().map(|role| Ok(Arc::new(take(*role)?)));
     Ok(OwnConnections { control, lanes: lanes.collect::<Result<_, DriverError>>()? })
 }
 
@@ -97,13 +97,13 @@ pub fn leave_own(
 ) -> Result<Left, DriverError> {
     let OwnConnections { control, lanes } = connections;
     let clock = begin_as_source(&control)?;
+    let coming = Coming::carry_out(machine.prepare_to_leave(name)?, lanes.clone())?;
     recorder.record(Event::Moment { moment: Moment::SetupDone });
     recorder.record(Event::Phase { phase: Phase::Push });
     let left = |ending, own| Left { ending, clock, missing_blocks: None, own };
-    for (stream, lane) in machine.leave_by_itself(name)?.into_iter().zip(&lanes) {
-        carry(stream, lane)?;
-    }
-    let departure = match machine.left_by_itself(name) {
+    let departed = machine.leave_by_itself(name);
+    drop(coming);
+    let departure = match departed {
         Ok(departure) => departure,
         Err(error) => {
             lanes.iter().for_each(|lane| lane.sever());
@@ -145,29 +145,27 @@ fn record_sent(figures: &Value, recorder: &Recorder) {
     recorder.record(Event::Sent { family: Family::Memory, stage: Stage::Push, demanded: false, sent });
 }
 
-/// Has the hypervisor take a guest in.
+/// Has the hypervisor take a guest in, at the socket where it waits for it.
 ///
 /// # Errors
 /// Setup failed; nothing has run here.
 pub fn arrive_own(
     machine: &Arc<dyn Machine>,
     name: &str,
+    meeting: &Path,
     connections: OwnConnections,
     recorder: &Recorder,
 ) -> Result<Arrived, DriverError> {
     let OwnConnections { control, lanes } = connections;
-    let path = machine.arrive_by_itself(name)?;
-    for (index, lane) in lanes.iter().enumerate() {
-        carry_in(&path, index == 0, lane)?;
-    }
     begin_as_destination(&control)?;
+    carry_in(meeting.to_owned(), lanes)?;
     let watch = std::cell::RefCell::new(None);
     let resumed = |at| {
         recorder.record_at(at, Event::Moment { moment: Moment::Resumed });
         machine.reset_silence();
         *watch.borrow_mut() = Some(WorkWatch::start(Arc::clone(machine), recorder.clone()));
     };
-    let ended = machine.arrived_by_itself(&resumed);
+    let ended = machine.arrive_by_itself(name, &resumed);
     let watch = watch.into_inner();
     let handed_over = watch.is_some();
     let (ending, word) = match ended {
@@ -190,6 +188,56 @@ pub fn arrive_own(
     Ok(Arrived { ending, handed_over, watch, witness: None })
 }
 
+/// Takes the hypervisor's streams as it opens them, some perhaps late or never, until it is dropped.
+struct Coming {
+    listener: UnixListener,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Coming {
+    fn carry_out(listener: UnixListener, lanes: Vec<Arc<LinkStream>>) -> io::Result<Self> {
+        let coming = listener.try_clone()?;
+        let take = move || {
+            for lane in &lanes {
+                let Ok((stream, _)) = coming.accept() else { return };
+                if (&**lane).write_all(&OPENED).and_then(|()| carry(stream, lane)).is_err() {
+                    lane.sever();
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("own-streams".to_owned()).spawn(take)?;
+        Ok(Coming { listener, thread: Some(thread) })
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        // Whoever waits for a stream learns that none comes any more.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            // What panics there has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Connects each stream to the hypervisor that takes the guest in once the other one has opened it: in the same order, by
+/// which some versions tell them apart.
+fn carry_in(meeting: std::path::PathBuf, lanes: Vec<Arc<LinkStream>>) -> io::Result<()> {
+    let take = move || {
+        for lane in &lanes {
+            let mut opened = OPENED;
+            if (&**lane).read_exact(&mut opened).is_err() {
+                return;
+            }
+            if UnixStream::connect(&meeting).and_then(|stream| carry(stream, lane)).is_err() {
+                lane.sever();
+            }
+        }
+    };
+    std::thread::Builder::new().name("own-streams".to_owned()).spawn(take).map(drop)
+}
+
 /// Carries one of the hypervisor's streams over a lane, both ways, until both have ended.
 fn carry(stream: UnixStream, lane: &Arc<LinkStream>) -> io::Result<()> {
     let (back, back_lane) = (stream.try_clone()?, Arc::clone(lane));
@@ -202,29 +250,6 @@ fn carry(stream: UnixStream, lane: &Arc<LinkStream>) -> io::Result<()> {
     std::thread::spawn(move || {
         let _ = pump(&mut &stream, &mut &*lane);
         let _ = lane.shutdown_write();
-    });
-    Ok(())
-}
-
-/// As [`carry`], at the destination: a stream is connected at once, or when its first bytes come. The hypervisor knows
-/// its main stream only by its being the first.
-fn carry_in(path: &Path, at_once: bool, lane: &Arc<LinkStream>) -> io::Result<()> {
-    if at_once {
-        return carry(UnixStream::connect(path)?, lane);
-    }
-    let (path, lane): (PathBuf, _) = (path.to_owned(), Arc::clone(lane));
-    std::thread::spawn(move || {
-        let mut first = [0; 1];
-        if (&*lane).read_exact(&mut first).is_err() {
-            return;
-        }
-        let begun = UnixStream::connect(path).and_then(|stream| {
-            (&stream).write_all(&first)?;
-            carry(stream, &lane)
-        });
-        if begun.is_err() {
-            lane.sever();
-        }
     });
     Ok(())
 }

@@ -73,7 +73,10 @@ pub(super) fn command(folder: &Path, kernel: &Kernel, shape: &Shape<'_>) -> Resu
     option("-cpu", shape.accelerator.cpu().to_owned());
     option("-smp", shape.vcpus.to_string());
     option("-m", format!("{}K", bytes >> 10));
-    option("-object", format!("memory-backend-file,id=ram,size={bytes},mem-path={own},share=on"));
+    // What the engine receives it writes through its own mapping, which has all pages; QEMU's is to have them too where
+    // QEMU receives. (Where faults are served, it must have none.)
+    let prealloc = if shape.begin == Begin::ArrivingByItself { ",prealloc=on" } else { "" };
+    option("-object", format!("memory-backend-file,id=ram,size={bytes},mem-path={own},share=on{prealloc}"));
     option("-kernel", kernel.image.display().to_string());
     option("-initrd", path(INITRD));
     option("-append", KERNEL_LINE.to_owned());
@@ -95,7 +98,7 @@ pub(super) fn command(folder: &Path, kernel: &Kernel, shape: &Shape<'_>) -> Resu
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         command.arg(flag);
     }
-    if shape.begin == Begin::Arriving {
+    if shape.begin != Begin::New {
         command.args(["-S", "-incoming", "defer"]);
     }
     Ok(command)

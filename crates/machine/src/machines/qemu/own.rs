@@ -1,12 +1,11 @@
 //! QEMU's own migrations, as baselines: the same guest over the same link, and QEMU moves the memory.
 
-use super::process::Process;
 use super::qmp::{Event, Qmp};
 use crate::error::MachineError;
 use crate::machine::Departure;
-use crate::machines::Own;
+use crate::machines::{Own, OwnStream};
 use serde_json::{Value, json};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use whimbrel_model::Nanos;
@@ -15,43 +14,60 @@ use whimbrel_model::registry::{Entry, Registry};
 /// How long a migration may go on. QEMU itself knows no end where the guest writes faster than the link carries.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long QEMU may take to connect.
-const CONNECT: Duration = Duration::from_secs(10);
+/// How much longer the destination waits than the source.
+const LATER: Duration = Duration::from_secs(10);
 
-/// Streams of pages with multifd, besides the first.
-const CHANNELS: usize = 2;
+/// The main stream alone.
+const ONE: &[OwnStream] = &[OwnStream::Bulk];
+
+/// With multifd: the main stream, and those of pages.
+const MULTIFD: &[OwnStream] = &[OwnStream::Bulk; 3];
 
 const fn entry(name: &'static str, summary: &'static str, own: Own) -> Entry<Own> {
     Entry { name, summary, parameters: &[], source: "QEMU", build: own }
+}
+
+const fn precopy(capabilities: &'static [(&'static str, &'static str)], streams: &'static [OwnStream]) -> Own {
+    Own { capabilities, streams, postcopy: false }
 }
 
 /// Every migration of QEMU's own, by the name that `memory.preset` takes.
 pub static OWN: Registry<Own> = Registry {
     family: "own migration",
     entries: &[
-        entry("qemu:precopy", "QEMU's own pre-copy", Own { capabilities: &[], lanes: 1, postcopy: false }),
+        entry("qemu:precopy", "QEMU's own pre-copy", precopy(&[], ONE)),
         entry(
             "qemu:postcopy",
             "QEMU's own post-copy, begun after the first pass",
-            Own { capabilities: &["postcopy-ram"], lanes: 1, postcopy: true },
+            Own { capabilities: &[POSTCOPY], streams: ONE, postcopy: true },
+        ),
+        entry(
+            "qemu:postcopy-preempt",
+            "QEMU's own post-copy, pages that a vCPU waits for over a stream of their own; QEMU 7.1 or newer",
+            Own {
+                capabilities: &[POSTCOPY, ("postcopy-preempt", "7.1")],
+                streams: &[OwnStream::Bulk, OwnStream::Urgent],
+                postcopy: true,
+            },
         ),
         entry(
             "qemu:multifd",
             "QEMU's own pre-copy, pages over two streams more",
-            Own { capabilities: &["multifd"], lanes: 1 + CHANNELS, postcopy: false },
+            precopy(&[("multifd", "4.0")], MULTIFD),
         ),
-        entry(
-            "qemu:xbzrle",
-            "QEMU's own pre-copy, pages as differences",
-            Own { capabilities: &["xbzrle"], lanes: 1, postcopy: false },
-        ),
+        entry("qemu:xbzrle", "QEMU's own pre-copy, pages as differences", precopy(&[("xbzrle", "1.2")], ONE)),
         entry(
             "qemu:auto-converge",
             "QEMU's own pre-copy, which slows the guest",
-            Own { capabilities: &["auto-converge"], lanes: 1, postcopy: false },
+            precopy(&[("auto-converge", "1.6")], ONE),
         ),
     ],
 };
+
+const POSTCOPY: (&str, &str) = ("postcopy-ram", "2.5");
+
+/// What leaves the RAM out, as the engine's moves need it.
+const IGNORE_SHARED: &str = "x-ignore-shared";
 
 /// The migration of that name.
 pub(super) fn find(name: &str) -> Result<&'static Own, MachineError> {
@@ -64,31 +80,50 @@ pub(super) fn runs(qmp: &Qmp) -> bool {
     qmp.execute("query-status", json!({})).is_ok_and(|status| status["running"] == true)
 }
 
-/// Sets the capabilities of `own`, and no others.
+/// Sets the capabilities of `own`, and of those that others here set none.
+///
+/// # Errors
+/// This QEMU lacks one.
 fn set(qmp: &Qmp, own: &Own) -> Result<(), MachineError> {
-    let known = ["x-ignore-shared", "postcopy-ram", "multifd", "xbzrle", "auto-converge"];
-    let all: Vec<Value> =
-        known.iter().map(|name| json!({ "capability": name, "state": own.capabilities.contains(name) })).collect();
+    let listed = qmp.execute("query-migrate-capabilities", json!({}))?;
+    let listed: Vec<&str> = listed.as_array().into_iter().flatten().filter_map(|c| c["capability"].as_str()).collect();
+    if let Some((name, since)) = own.capabilities.iter().find(|(name, _)| !listed.contains(name)) {
+        let why = format!("QEMU {} has no {name}, which came with {since}", qmp.version());
+        return Err(MachineError::Hypervisor(why));
+    }
+    let others = OWN.entries.iter().flat_map(|entry| entry.build.capabilities).map(|(name, _)| *name);
+    let known = others.chain([IGNORE_SHARED]).filter(|name| listed.contains(name));
+    let wanted = |name: &str| own.capabilities.iter().any(|(wanted, _)| *wanted == name);
+    let all: Vec<Value> = known.map(|name| json!({ "capability": name, "state": wanted(name) })).collect();
     qmp.execute("migrate-set-capabilities", json!({ "capabilities": all }))?;
-    if own.lanes > 1 {
-        qmp.execute("migrate-set-parameters", json!({ "multifd-channels": CHANNELS }))?;
+    if own.streams == MULTIFD {
+        qmp.execute("migrate-set-parameters", json!({ "multifd-channels": MULTIFD.len() - 1 }))?;
     }
     Ok(())
 }
 
-/// Begins to leave: the streams that QEMU opens, in order.
-pub(super) fn leave(qmp: &Qmp, process: &Process, folder: &Path, own: &Own) -> Result<Vec<UnixStream>, MachineError> {
-    set(qmp, own)?;
-    let path = folder.join("own");
-    // One of an earlier attempt.
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path)?;
-    qmp.execute("migrate", json!({ "uri": format!("unix:{}", path.display()) }))?;
-    (0..own.lanes).map(|_| process.accept(&listener, CONNECT)).collect()
+/// Where QEMU's streams meet ours.
+fn meeting(folder: &Path) -> PathBuf {
+    folder.join("own")
 }
 
-/// Waits until the guest has left.
-pub(super) fn left(qmp: &Qmp, mark: usize, own: &Own) -> Result<Departure, MachineError> {
+fn uri(path: &Path) -> Value {
+    json!({ "uri": format!("unix:{}", path.display()) })
+}
+
+/// Makes ready to leave: the socket to which QEMU will connect its streams.
+pub(super) fn prepare_to_leave(qmp: &Qmp, folder: &Path, own: &Own) -> Result<UnixListener, MachineError> {
+    set(qmp, own)?;
+    let path = meeting(folder);
+    // One of an earlier attempt.
+    let _ = std::fs::remove_file(&path);
+    Ok(UnixListener::bind(&path)?)
+}
+
+/// Leaves, and waits until the guest has left.
+pub(super) fn leave(qmp: &Qmp, folder: &Path, own: &Own) -> Result<Departure, MachineError> {
+    let mark = qmp.mark();
+    qmp.execute("migrate", uri(&meeting(folder)))?;
     if own.postcopy {
         let ready = |event: &Event| event.name == "MIGRATION_PASS" && event.raw["data"]["pass"].as_u64() > Some(1);
         qmp.wait(mark, PATIENCE, |event| ready(event) || ended(event))?;
@@ -114,18 +149,18 @@ pub(super) fn left(qmp: &Qmp, mark: usize, own: &Own) -> Result<Departure, Machi
 }
 
 /// Makes ready to take a guest in; streams are connected to the path that is answered.
-pub(super) fn arrive(qmp: &Qmp, folder: &Path, own: &Own) -> Result<PathBuf, MachineError> {
+pub(super) fn prepare_to_arrive(qmp: &Qmp, folder: &Path, own: &Own) -> Result<PathBuf, MachineError> {
     set(qmp, own)?;
-    let path = folder.join("own");
-    qmp.execute("migrate-incoming", json!({ "uri": format!("unix:{}", path.display()) }))?;
+    let path = meeting(folder);
+    qmp.execute("migrate-incoming", uri(&path))?;
     // Said now, it holds for when the guest has come: nothing is waited for in between.
     qmp.execute("cont", json!({}))?;
     Ok(path)
 }
 
 /// Waits until the guest runs here and lacks nothing.
-pub(super) fn arrived(qmp: &Qmp, mark: usize, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
-    let end = PATIENCE + CONNECT;
+pub(super) fn arrive(qmp: &Qmp, mark: usize, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
+    let end = PATIENCE + LATER;
     let began = qmp.wait(mark, end, |event| event.name == "RESUME" || failed(event))?;
     if began.name == "RESUME" {
         resumed(began.at);
@@ -147,4 +182,18 @@ fn ended(event: &Event) -> bool {
 
 fn failed(event: &Event) -> bool {
     ["failed", "cancelled"].contains(&status(event))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::qmp::tests::{GREETING, monitor};
+    use super::*;
+
+    #[test]
+    fn a_qemu_without_a_capability_is_told_by_its_version() {
+        let listed = r#"{"return": [{"capability": "postcopy-ram", "state": false}, {"capability": "events", "state": true}]}"#;
+        let qmp = monitor(Box::leak(Box::new([GREETING, "{\"return\": {}}", listed]))).unwrap();
+        let error = set(&qmp, find("qemu:postcopy-preempt").unwrap()).unwrap_err().to_string();
+        assert_eq!(error, "QEMU 7.2.1 has no postcopy-preempt, which came with 7.1");
+    }
 }

@@ -70,6 +70,7 @@ pub(super) struct Qmp {
     stream: UnixStream,
     shared: Arc<Shared>,
     turn: Mutex<()>,
+    version: String,
 }
 
 impl Qmp {
@@ -80,16 +81,18 @@ impl Qmp {
     pub(super) fn over(stream: UnixStream) -> Result<Self, MachineError> {
         let mut reader = BufReader::new(stream.try_clone()?);
         let greeting = next(&mut reader)?.unwrap_or_default();
-        if greeting["QMP"]["version"].is_null() {
+        let version = &greeting["QMP"]["version"]["qemu"];
+        if version.is_null() {
             return Err(MachineError::Hypervisor("what answers is no QEMU monitor".to_owned()));
         }
+        let version = ["major", "minor", "micro"].map(|part| version[part].to_string()).join(".");
         let shared = Arc::new(Shared::default());
         let told = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("qmp".to_owned())
             .spawn(move || listen(&mut reader, &told))
             .map_err(MachineError::Thread)?;
-        let qmp = Qmp { stream, shared, turn: Mutex::new(()) };
+        let qmp = Qmp { stream, shared, turn: Mutex::new(()), version };
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
@@ -115,6 +118,11 @@ impl Qmp {
                 Err(MachineError::Hypervisor(format!("QEMU refuses {command}: {why}")))
             }
         }
+    }
+
+    /// The version of this QEMU.
+    pub(super) fn version(&self) -> &str {
+        &self.version
     }
 
     /// How many events have come so far: from where to wait for the next.
@@ -179,11 +187,11 @@ fn listen(reader: &mut impl BufRead, shared: &Shared) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A monitor that says these lines, one after each line that it hears but the first.
-    fn monitor(lines: &'static [&'static str]) -> Result<Qmp, MachineError> {
+    pub(crate) fn monitor(lines: &'static [&'static str]) -> Result<Qmp, MachineError> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         std::thread::spawn(move || {
             let mut heard = BufReader::new(theirs.try_clone().unwrap());
@@ -197,7 +205,7 @@ mod tests {
         Qmp::over(ours)
     }
 
-    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 1}}}}"#;
+    pub(crate) const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 1}}}}"#;
 
     #[test]
     fn answers_events_and_the_end_are_told_apart() {
