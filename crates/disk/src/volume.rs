@@ -298,14 +298,6 @@ impl Volume {
         Ok(self.data_extents(extent)?.is_empty())
     }
 
-    /// A guest's write of zeroes; `may_trim`: a hole will do.
-    ///
-    /// # Errors
-    /// As [`GuestDisk::write`].
-    pub fn write_zeroes(&self, offset: u64, length: u64, may_trim: bool) -> io::Result<()> {
-        self.guest_write(offset, Content::Zeroes { length, mode: ZeroMode { may_trim, ..ZeroMode::default() } })
-    }
-
     pub(crate) fn guest_write(&self, offset: u64, content: Content<'_>) -> io::Result<()> {
         let Some(extent) = self.covering(offset, content.length())? else { return Ok(()) };
         let _request = self.in_flight.enter();
@@ -375,16 +367,6 @@ impl Volume {
             Some(kept) => kept.try_intend(writes).map(|(intent, count)| (Some(intent), count)),
             None => Some((None, writes.into_iter().count())),
         }
-    }
-
-    /// The allocation of a range, as the guest would find it, in the terms of NBD's `base:allocation`.
-    pub(crate) fn allocation(&self, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
-        if self.pulling.load(SeqCst) {
-            // A missing block is a hole in the image and none in the disk.
-            extents.push(length, 0);
-            return Ok(());
-        }
-        self.image.allocation(offset, length, extents)
     }
 
     /// Whether the guest would find nothing but a hole in the range, as far as that is known without reading it.
@@ -496,6 +478,19 @@ impl GuestDisk for Volume {
             Some(kept) if kept.wants_checkpoint() => kept.checkpoint(false, || self.dirty.blocks.peek()),
             _ => Ok(()),
         }
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, may_trim: bool) -> io::Result<()> {
+        self.guest_write(offset, Content::Zeroes { length, mode: ZeroMode { may_trim, ..ZeroMode::default() } })
+    }
+
+    fn allocation(&self, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
+        if self.pulling.load(SeqCst) {
+            // A missing block is a hole in the image and none in the disk.
+            extents.push(length, 0);
+            return Ok(());
+        }
+        self.image.allocation(offset, length, extents)
     }
 }
 

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use whimbrel_disk::GuestDisk;
-use whimbrel_nbd::{Backend, Exports, Shutdown, serve_connection};
+use whimbrel_nbd::protocol::CONTEXT_ALLOCATION;
+use whimbrel_nbd::{Backend, Exports, Extents, Shutdown, ZeroMode, serve_connection};
 
 /// Serves one guest's disk until it is dropped.
 pub(super) struct Drive {
@@ -85,5 +86,23 @@ impl Backend for DiskBackend {
 
     fn flush(&self) -> io::Result<()> {
         self.0.flush()
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> io::Result<()> {
+        if mode.fast {
+            // They may have to be written.
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.0.write_zeroes(offset, length, mode.may_trim)?;
+        if mode.fua { self.0.flush() } else { Ok(()) }
+    }
+
+    // QEMU's own copy of the disk passes over holes.
+    fn contexts(&self) -> Vec<String> {
+        vec![CONTEXT_ALLOCATION.to_owned()]
+    }
+
+    fn block_status(&self, _: &str, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
+        self.0.allocation(offset, length, extents)
     }
 }
