@@ -139,13 +139,48 @@ fn qemus_own_migrations_are_rows_like_ours_with_qemus_figures_beside() {
 }
 
 #[test]
+fn qemus_own_copies_of_a_disk_arrive_whole_beside_its_memory() {
+    if !available("qemus_own_copies") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // QEMU before 9.0 loses pages under TCG where RAM is a multiple of 256 KiB: the judge's affair, and not this test's.
+    let small = SMALL.replace("144 MiB", "147328 KiB");
+    let guest = "disk = \"32 MiB\"\nfilled = \"16 MiB\"\n";
+    let cells = "[[cell]]\n\"memory.preset\" = \"qemu:precopy\"\n\"disk.preset\" = \"qemu:blockdev-mirror\"\n\
+                 [[cell]]\n\"memory.preset\" = \"qemu:postcopy\"\n\"disk.preset\" = \"qemu:blockdev-mirror-write-blocking\"\n";
+    let (output, rows) = run(folder.path(), &format!("{small}{guest}{PACED}{cells}"), None);
+    assert_eq!((output.status.code(), rows.len()), (Some(0), 2), "{}", String::from_utf8_lossy(&output.stderr));
+    let modes = ["qemu:blockdev-mirror", "qemu:blockdev-mirror-write-blocking"];
+    for (row, mode) in rows.iter().zip(modes) {
+        assert_eq!((&row["verify"]["memory"], &row["verify"]["disk"]), (&"equal".into(), &"equal".into()), "{row:#}");
+        assert_eq!(
+            (&row["disk"], &row["own"]["block-job"]["ended"]["type"]),
+            (&mode.into(), &"mirror".into()),
+            "{row:#}"
+        );
+        // What is filled crosses, and holes don't.
+        let crossed = row["bytes"]["disk_first"].as_u64().unwrap();
+        assert!((16 << 20..28 << 20).contains(&crossed), "{crossed} bytes of disk");
+        assert!(row["disk_whole_ns"].as_u64() > Some(0) && row["downtime_ns"].as_u64() > Some(0), "{row:#}");
+        assert!(row["blocks"].is_null() && row["reasons"]["blocks"].is_string(), "{row:#}");
+    }
+    nothing_is_left(folder.path());
+}
+
+#[test]
 fn what_a_qemu_guest_cannot_have_is_refused_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();
     let small = SMALL.replace("144 MiB", "64 MiB");
     let disk = format!("{SMALL}disk = \"16 MiB\"\n[memory]\npreset = \"qemu:precopy\"\n");
     let thread = disk.replace("machine = \"qemu\"", "machine = \"thread\"");
-    let refused =
-        [(small, "at least \"128 MiB\""), (disk, "moves no disk"), (thread, "\"thread\" has no such migration")];
+    let alone = format!("{SMALL}disk = \"16 MiB\"\n[disk]\npreset = \"qemu:blockdev-mirror\"\n");
+    let refused = [
+        (small, "at least \"128 MiB\""),
+        (disk, "write disk.preset = \"qemu:blockdev-mirror\" or "),
+        (alone, "qemu:blockdev-mirror goes with a migration of the same hypervisor"),
+        (thread, "\"thread\" has no such migration"),
+    ];
     for (experiment, needle) in refused {
         let (output, rows) = run(folder.path(), &experiment, None);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

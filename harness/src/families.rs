@@ -66,6 +66,10 @@ impl Family {
                 let mut all = listed(&whimbrel_memory::PRESETS);
                 whimbrel_machine::MACHINES.entries.iter().for_each(|machine| all.extend(listed(machine.build.own)));
                 all.extend(listed(&whimbrel_disk::DISK_PRESETS));
+                whimbrel_machine::MACHINES
+                    .entries
+                    .iter()
+                    .for_each(|machine| all.extend(listed(machine.build.own_disk)));
                 all
             }
             Family::Disk => listed(&whimbrel_disk::DISK_STRATEGIES),

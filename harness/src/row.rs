@@ -45,8 +45,8 @@ impl Row {
             accelerator: trip.accelerator.clone(),
             placement: trip.placement.clone(),
             workload: setting.workload.name().to_owned(),
-            memory: setting.own.unwrap_or(setting.memory.name()).to_owned(),
-            disk: setting.disk.as_ref().map(|d| d.name().to_owned()),
+            memory: setting.memory_name().to_owned(),
+            disk: setting.disk_name().map(str::to_owned),
             own: trip.own.clone(),
             report: Report::from_events(&trip.events, &trip.facts),
         }

@@ -285,7 +285,7 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
             workload: setting.workload.clone(),
         },
         memory: setting.memory.clone(),
-        own: setting.own.map(str::to_owned),
+        own: setting.own.clone(),
         disk: setting.disk.clone().unwrap_or_default(),
         coordinator: setting.coordinator.clone(),
         // What leaves one host must fit into the other's card: else it would queue in front of it, demand replies too.

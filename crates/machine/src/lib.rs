@@ -18,7 +18,7 @@ pub mod twin;
 pub use clock::monotonic;
 pub use error::MachineError;
 pub use fill::{fill_disk, fill_ram};
-pub use machine::{Begin, Departure, Machine, MachineSetup, Paused, Progress, Silence, Testimony};
+pub use machine::{Begin, Departure, Machine, MachineSetup, OwnEnds, OwnMove, Paused, Progress, Silence, Testimony};
 pub use machines::MACHINES;
 pub use saved::SavedState;
 pub use twin::{GuestPages, Twin, TwinSetup, Verdict, Verification};

@@ -7,6 +7,7 @@
 //! ```
 
 use crate::error::MachineError;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -61,30 +62,30 @@ pub trait Machine: Send + Sync {
         Ok(Some(Testimony { state: self.save_state()?, frames: None }))
     }
 
-    /// Makes ready to leave by a migration of the hypervisor's own, by its registry's name: the socket at which its streams
-    /// come in, in order, from [`Machine::leave_by_itself`] on.
+    /// Makes ready to leave by a migration of the hypervisor's own: the sockets at which its streams come in, in order, from
+    /// [`Machine::leave_by_itself`] on.
     ///
     /// # Errors
-    /// The machine has none of that name, or the hypervisor lacks what it takes.
-    fn prepare_to_leave(&self, name: &str) -> Result<UnixListener, MachineError> {
-        Err(no_own(name))
+    /// The machine has no such migration, or the hypervisor lacks what it takes.
+    fn prepare_to_leave(&self, own: &OwnMove) -> Result<OwnEnds<UnixListener>, MachineError> {
+        Err(no_own(own))
     }
 
     /// After [`Machine::prepare_to_leave`]: returns when the guest has left. After an error it is here, and may be paused.
     ///
     /// # Errors
     /// The migration has failed, or didn't end in time.
-    fn leave_by_itself(&self, name: &str) -> Result<Departure, MachineError> {
-        Err(no_own(name))
+    fn leave_by_itself(&self, own: &OwnMove) -> Result<Departure, MachineError> {
+        Err(no_own(own))
     }
 
-    /// Makes ready to arrive by a migration of the hypervisor's own: the path of the socket to which the streams are to be
-    /// connected, in order.
+    /// Makes ready to arrive by a migration of the hypervisor's own: the paths of the sockets to which the streams are to
+    /// be connected, in order.
     ///
     /// # Errors
     /// As [`Machine::prepare_to_leave`].
-    fn prepare_to_arrive(&self, name: &str) -> Result<PathBuf, MachineError> {
-        Err(no_own(name))
+    fn prepare_to_arrive(&self, own: &OwnMove) -> Result<OwnEnds<PathBuf>, MachineError> {
+        Err(no_own(own))
     }
 
     /// After [`Machine::prepare_to_arrive`]: returns when the guest is here and lacks nothing. `resumed` hears of the instant
@@ -92,9 +93,9 @@ pub trait Machine: Send + Sync {
     ///
     /// # Errors
     /// It could not be taken in.
-    fn arrive_by_itself(&self, name: &str, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
+    fn arrive_by_itself(&self, own: &OwnMove, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
         let _ = resumed;
-        Err(no_own(name))
+        Err(no_own(own))
     }
 
     /// CPU time that the guest took outside this process, in nanoseconds.
@@ -130,8 +131,26 @@ pub trait Machine: Send + Sync {
     fn stop(&self);
 }
 
-fn no_own(name: &str) -> MachineError {
-    MachineError::Setup(format!("this machine has no migration of its own named {name:?}"))
+fn no_own(own: &OwnMove) -> MachineError {
+    MachineError::Setup(format!("this machine has no migration of its own named {:?}", own.memory))
+}
+
+/// A move that the hypervisor makes itself, by the names in the registries of its kind of machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnMove {
+    /// How memory moves.
+    pub memory: String,
+    /// How the disk moves; `None` without a disk.
+    pub disk: Option<String>,
+}
+
+/// One end of the streams of such a move.
+#[derive(Debug)]
+pub struct OwnEnds<S> {
+    /// Of the migration's own streams.
+    pub memory: S,
+    /// Of the disk's one stream.
+    pub disk: Option<S>,
 }
 
 /// A guest that has left by a migration of the hypervisor's own.
@@ -139,6 +158,8 @@ fn no_own(name: &str) -> MachineError {
 pub struct Departure {
     /// When its last vCPU left guest code here.
     pub paused: Nanos,
+    /// When the hypervisor said that its disk is whole at the destination, if it has moved one.
+    pub disk_whole: Option<Nanos>,
     /// What the hypervisor says of it, as it says it.
     pub figures: serde_json::Value,
 }

@@ -30,6 +30,13 @@ pub struct Own {
     pub postcopy: bool,
 }
 
+/// A way of a hypervisor's own to move a disk, with a migration of its own.
+#[derive(Debug)]
+pub struct OwnDisk {
+    /// Whether the copy follows the guest's writes or these wait for it, as the hypervisor says it.
+    pub copy_mode: &'static str,
+}
+
 /// A kind of machine.
 pub struct Kind {
     /// Makes one: paused, its RAM and disk as they are.
@@ -38,6 +45,8 @@ pub struct Kind {
     pub workload_pages: fn(u64) -> Result<u64, u64>,
     /// The migrations of the hypervisor's own, besides which the engine's can be set.
     pub own: &'static Registry<Own>,
+    /// The hypervisor's own ways to move a disk, with those.
+    pub own_disk: &'static Registry<OwnDisk>,
     /// Whether its vCPUs can be slowed ([`Machine::throttle`]).
     pub throttles: bool,
     /// Whether the host fills RAM before operation 0; else the machine fills the workload's pages itself.
@@ -46,6 +55,7 @@ pub struct Kind {
 
 /// For kinds that have no migration of their own.
 const NO_OWN: &Registry<Own> = &Registry { family: "own migration", entries: &[] };
+const NO_OWN_DISK: &Registry<OwnDisk> = &Registry { family: "own way to move a disk", entries: &[] };
 
 /// Every kind, by the name that an experiment file's `guest.machine` takes.
 pub static MACHINES: Registry<Kind> =

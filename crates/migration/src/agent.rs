@@ -354,9 +354,9 @@ impl Desk {
         let witness = if movement.witness { guest.begin_witness()? } else { None };
         let guest = self.guest()?;
         self.shared.metering.counts(&guest.machine);
-        let own = movement.own.clone().map(|name| {
-            let roles = guest.own_roles(&name)?;
-            Ok::<_, DriverError>((roles, guest.machine.prepare_to_arrive(&name)?, name))
+        let own = movement.own.clone().map(|own| {
+            let roles = guest.own_roles(&own)?;
+            Ok::<_, DriverError>((roles, guest.machine.prepare_to_arrive(&own)?, own))
         });
         let own = own.transpose()?;
         let nic = self.shared.nic(movement.link);
@@ -375,8 +375,8 @@ impl Desk {
         let prefetch = prefetch.map(|context| movement.disk.build(&context).schedule);
         let thread = std::thread::spawn(move || {
             let _within = runtime.enter();
-            if let Some((roles, meeting, name)) = own {
-                return arrive_own(&machine, &name, &meeting, accept_own(&coming, &link, &roles)?, &told);
+            if let Some((roles, ends, own)) = own {
+                return arrive_own(&machine, &own, ends, accept_own(&coming, &link, &roles)?, &told);
             }
             let connections = accept_roles(&coming, &link, needs)?;
             let runtime = runtime.clone();
@@ -453,9 +453,9 @@ impl Desk {
         let _within = self.runtime.enter();
         let token = self.shared.token.as_ref();
         let opening = Opening { to, nic, session: movement.session, token };
-        if let Some(name) = &movement.own {
-            let connections = connect_own(&opening, &guest.own_roles(name)?)?;
-            return leave_own(&guest.machine, name, connections, &self.recorder);
+        if let Some(own) = &movement.own {
+            let connections = connect_own(&opening, &guest.own_roles(own)?)?;
+            return leave_own(&guest.machine, own, connections, &self.recorder);
         }
         let needs = guest.disk_context().map(|context| movement.disk.needs(&context));
         let connections = connect_roles(&opening, needs)?;

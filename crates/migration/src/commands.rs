@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use whimbrel_disk::DiskChoice;
 use whimbrel_energy::{Conditions, EnergySpec, HostMeter};
-use whimbrel_machine::Verification;
+use whimbrel_machine::{OwnMove, Verification};
 use whimbrel_memory::MemoryChoice;
 use whimbrel_model::Recorded;
 use whimbrel_wire::nic::FlowReading;
@@ -70,8 +70,8 @@ pub struct MoveSpec {
     pub link: LinkSpec,
     /// How memory moves.
     pub memory: MemoryChoice,
-    /// The hypervisor's own migration that moves it instead, by its registry's name.
-    pub own: Option<String>,
+    /// The hypervisor's own migration that moves the guest instead.
+    pub own: Option<OwnMove>,
     /// How the disk moves.
     pub disk: DiskChoice,
     /// How memory and disk share the time and the link.

@@ -1,7 +1,7 @@
 //! A guest as a host holds it: RAM, disk, machine, and what the twin check needs of it.
 
 use crate::commands::{Answer, DiskSpec, GuestSpec};
-use crate::driver::DriverError;
+use crate::driver::{DriverError, OwnRoles};
 use crate::report::{ControlRun, WorkSample};
 use crate::witness::{self, PAGES_AT_ONCE, Witness};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use whimbrel_disk::{BuildContext as BlocksContext, GuestDisk, Volume};
 use whimbrel_machine::machines::{Kind, OwnStream};
 use whimbrel_machine::twin::ReadDisk;
 use whimbrel_machine::{
-    Begin, GuestPages, MACHINES, Machine, MachineError, MachineSetup, Twin, TwinSetup, Verdict, Verification,
+    Begin, GuestPages, MACHINES, Machine, MachineError, MachineSetup, OwnMove, Twin, TwinSetup, Verdict, Verification,
     fill_disk, fill_ram,
 };
 use whimbrel_memory::dirty_logs::DIRTY_LOGS;
@@ -125,20 +125,24 @@ impl Guest {
         Some(BlocksContext { blocks: volume.blocks(), block_bytes: volume.block_bytes(), seed: self.spec.seed })
     }
 
-    /// The connections that carry the streams of a migration of the hypervisor's own, in order.
+    /// The connections that carry the streams of a migration of the hypervisor's own.
     ///
     /// # Errors
-    /// The machine has none of that name; or the guest has a disk, which such a migration leaves behind.
-    pub(crate) fn own_roles(&self, name: &str) -> Result<Vec<Role>, DriverError> {
-        if self.volume.is_some() {
-            return Err(other(format!("{name} moves no disk")));
+    /// The machine has none of that name; or the guest has a disk that it would leave behind, or none that it could move.
+    pub(crate) fn own_roles(&self, own: &OwnMove) -> Result<OwnRoles, DriverError> {
+        if self.volume.is_some() != own.disk.is_some() {
+            let name = own.disk.as_ref().unwrap_or(&own.memory);
+            return Err(other(format!("a disk and the way to move it go together: {name}")));
         }
-        let streams = kind(&self.spec)?.own.find(name).map_err(other)?.build.streams;
+        let kind = kind(&self.spec)?;
+        let streams = kind.own.find(&own.memory).map_err(other)?.build.streams;
         let role = |(lane, stream): (usize, &OwnStream)| match stream {
             OwnStream::Bulk => Role::MemoryPush { lane: lane as u32 },
             OwnStream::Urgent => Role::MemoryDemand,
         };
-        Ok(streams.iter().enumerate().map(role).collect())
+        let disk = own.disk.as_ref().map(|name| kind.own_disk.find(name).map_err(other)).transpose()?;
+        let disk = disk.map(|_| Role::Disk { disk: 0 });
+        Ok(OwnRoles { memory: streams.iter().enumerate().map(role).collect(), disk })
     }
 
     /// Sees from now on what is written here, where the twin can't tell of all RAM.

@@ -117,7 +117,7 @@ impl Report {
             bytes: BytesSplit::of(events, facts, &mut reasons),
             links: transfer::links(facts, &timeline, &mut reasons),
             pages: Pages::of(events),
-            blocks: (facts.disk_bytes > 0).then(|| Blocks::of(events)),
+            blocks: (facts.disk_bytes > 0).then(|| reasons.unless_given("blocks", || Blocks::of(events))).flatten(),
             rounds: rounds(events),
             memory_faults: Faults::of(events, Family::Memory, &mut reasons),
             disk_faults: (facts.disk_bytes > 0).then(|| Faults::of(events, Family::Disk, &mut reasons)),
@@ -151,6 +151,14 @@ struct Reasons<'a> {
 }
 
 impl Reasons<'_> {
+    /// What could be computed, unless the session knows that it would say nothing.
+    fn unless_given<T>(&mut self, field: &str, value: impl FnOnce() -> T) -> Option<T> {
+        match self.given.get(field) {
+            None => Some(value()),
+            Some(why) => self.keep(field, Err(why.clone())),
+        }
+    }
+
     fn keep<T>(&mut self, field: &str, value: Measured<T>) -> Option<T> {
         match value {
             Ok(value) => Some(value),

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use whimbrel_disk::{BuildContext as BlocksContext, DiskChoice};
 use whimbrel_energy::HostMeter;
+use whimbrel_machine::OwnMove;
 use whimbrel_memory::MemoryChoice;
 use whimbrel_model::{Event, Family, Moment, PAGE_BYTES, Recorded};
 use whimbrel_wire::codec::{read_frame, write_frame};
@@ -124,8 +125,8 @@ pub struct TrialPlan {
     pub guest: GuestSpec,
     /// How memory moves.
     pub memory: MemoryChoice,
-    /// The hypervisor's own migration that moves it instead.
-    pub own: Option<String>,
+    /// The hypervisor's own migration that moves the guest instead.
+    pub own: Option<OwnMove>,
     /// How the disk moves.
     pub disk: DiskChoice,
     /// How memory and disk share the time and the link.
@@ -493,6 +494,10 @@ impl Move<'_> {
 
     /// What a row can't say of this move by design, and why.
     fn unmeasured(&self) -> BTreeMap<String, String> {
+        if let Some(own) = &self.plan.own {
+            let why = "the hypervisor counts the bytes of its copy, as the row's `own` says, and no blocks".to_owned();
+            return own.disk.iter().map(|_| ("blocks".to_owned(), why.clone())).collect();
+        }
         let disk = self.plan.guest.disk.map(|disk| {
             let (blocks, block_bytes) = (disk.bytes / disk.block_bytes, disk.block_bytes);
             self.plan.disk.needs(&BlocksContext { blocks, block_bytes, seed: self.plan.guest.seed })

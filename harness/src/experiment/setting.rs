@@ -6,6 +6,7 @@ use super::tree::{Mistake, Node};
 use crate::families::{self, CoordinatorChoice, DiskChoice, MemoryChoice, WorkloadChoice};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use whimbrel_machine::OwnMove;
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::stream::Shape;
 use whimbrel_model::{ByteRate, Bytes, Nanos, PAGE_BYTES};
@@ -78,9 +79,9 @@ pub struct Setting {
     pub workload: WorkloadChoice,
     /// How memory moves.
     pub memory: MemoryChoice,
-    /// The hypervisor's own migration that moves memory instead, by its name.
-    pub own: Option<&'static str>,
-    /// How the disk moves; `None` without a disk.
+    /// The hypervisor's own migration that moves the guest instead.
+    pub own: Option<OwnMove>,
+    /// How the disk moves; `None` without a disk, and where the hypervisor moves it.
     pub disk: Option<DiskChoice>,
     /// How memory and disk share the time and the link.
     pub coordinator: CoordinatorChoice,
@@ -102,33 +103,52 @@ impl Setting {
         let of_memory = Fields::table(origin, "memory", tree)?;
         let of_disk = Fields::table(origin, "disk", tree)?;
         of_its_own_table(&of_memory, &of_disk)?;
-        let own = read_own(&of_memory, &guest)?;
+        let own = read_own(&of_memory, &of_disk, &guest)?;
         let given = if own.is_some() { BTreeMap::new() } else { of_memory.plain() };
         let memory = MemoryChoice::read(&given).map_err(|e| of_memory.blame(&e))?;
         if !kind(guest.machine).throttles && memory.resolved()["throttle"] != "none" {
             let why = format!("the vCPUs of machine {:?} can't be slowed", guest.machine);
             return Err(of_memory.mistake("throttle", &format!("{why}; write \"none\"")));
         }
-        let disk = DiskChoice::try_from(of_disk.plain()).map_err(|e| of_disk.blame(&e))?;
         if guest.disk.is_none() && !of_disk.plain().is_empty() {
             return Err(
                 of_disk.blame(&"the guest has no disk to move; give it one with guest.disk, or leave [disk] out")
             );
         }
-        let disk = guest.disk.map(|_| disk);
-        let coordinator = read_coordinator(&Fields::table(origin, "coordinator", tree)?, &guest, &link)?;
+        let given = if own.is_some() { BTreeMap::new() } else { of_disk.plain() };
+        let disk = DiskChoice::try_from(given).map_err(|e| of_disk.blame(&e))?;
+        let disk = guest.disk.filter(|_| own.is_none()).map(|_| disk);
+        let of_coordinator = Fields::table(origin, "coordinator", tree)?;
+        if own.is_some() && !of_coordinator.plain().is_empty() {
+            return Err(
+                of_coordinator.blame(&"the hypervisor moves the disk first, and then memory; leave [coordinator] out")
+            );
+        }
+        let coordinator = read_coordinator(&of_coordinator, &guest, &link)?;
         let energy = Energy::read(origin, tree)?;
         Ok(Setting { guest, link, workload, memory, own, disk, coordinator, energy })
     }
 
+    /// How memory moves, as a row names it.
+    pub fn memory_name(&self) -> &str {
+        self.own.as_ref().map_or(self.memory.name(), |own| &own.memory)
+    }
+
+    /// How the disk moves, as a row names it.
+    pub fn disk_name(&self) -> Option<&str> {
+        self.own.as_ref().map_or(self.disk.as_ref().map(DiskChoice::name), |own| own.disk.as_deref())
+    }
+
     /// Every key with its value, defaults filled in.
     pub fn resolved(&self) -> Value {
+        let own = |name: Option<&String>| name.map(|name| json!({ "preset": name }));
         json!({
             "guest": self.guest.resolved(),
             "link": self.link.resolved(),
             "workload": self.workload.resolved(),
-            "memory": self.own.map_or_else(|| json!(self.memory.resolved()), |own| json!({ "preset": own })),
-            "disk": self.disk.as_ref().map(DiskChoice::resolved),
+            "memory": own(self.own.as_ref().map(|own| &own.memory)).unwrap_or_else(|| json!(self.memory.resolved())),
+            "disk": own(self.own.as_ref().and_then(|own| own.disk.as_ref()))
+                .or_else(|| self.disk.as_ref().map(|disk| json!(disk.resolved()))),
             "coordinator": self.disk.as_ref().map(|_| self.coordinator.resolved()),
             "energy": self.energy.resolved(),
         })
@@ -278,21 +298,34 @@ fn of_its_own_table(of_memory: &Fields<'_>, of_disk: &Fields<'_>) -> Result<(), 
     Ok(())
 }
 
-/// The hypervisor's own migration that `memory.preset` names, if it names one.
-fn read_own(of_memory: &Fields<'_>, guest: &Guest) -> Result<Option<&'static str>, Mistake> {
-    let given = of_memory.plain();
-    let Some(name) = given.get("preset").and_then(Value::as_str).filter(|name| name.contains(':')) else {
-        return Ok(None);
+/// The hypervisor's own migration that `memory.preset` names, and its own way to move the disk, if they name one.
+fn read_own(of_memory: &Fields<'_>, of_disk: &Fields<'_>, guest: &Guest) -> Result<Option<OwnMove>, Mistake> {
+    let named = |fields: &Fields<'_>| {
+        let given = fields.plain().get("preset").and_then(Value::as_str).map(str::to_owned);
+        given.filter(|name| name.contains(':'))
     };
-    let found = kind(guest.machine).own.find(name).map_err(|error| {
-        let why = format!("machine {:?} has no such migration: {error}", guest.machine);
-        of_memory.mistake("preset", &why)
-    })?;
-    of_memory.only(&["preset"])?;
-    match guest.disk {
-        Some(_) => Err(of_memory.mistake("preset", &format!("{name} moves no disk; leave guest.disk out"))),
-        None => Ok(Some(found.name)),
+    let (memory, disk) = (named(of_memory), named(of_disk));
+    let kind = kind(guest.machine);
+    let unknown = |error| format!("machine {:?} has no such migration: {error}", guest.machine);
+    if let Some(name) = &disk {
+        kind.own_disk.find(name).map_err(|error| of_disk.mistake("preset", &unknown(error)))?;
+        of_disk.only(&["preset"])?;
+        if memory.is_none() {
+            let why =
+                "goes with a migration of the same hypervisor; write one as memory.preset, such as \"qemu:precopy\"";
+            return Err(of_disk.mistake("preset", &format!("{name} {why}")));
+        }
     }
+    let Some(name) = memory else { return Ok(None) };
+    kind.own.find(&name).map_err(|error| of_memory.mistake("preset", &unknown(error)))?;
+    of_memory.only(&["preset"])?;
+    if guest.disk.is_some() && disk.is_none() {
+        let ways: Vec<String> = kind.own_disk.names().map(|name| format!("{name:?}")).collect();
+        let why =
+            format!("{name} moves the disk by its hypervisor's own means; write disk.preset = {}", ways.join(" or "));
+        return Err(of_memory.mistake("preset", &format!("{why}, or leave guest.disk out")));
+    }
+    Ok(Some(OwnMove { memory: name, disk }))
 }
 
 /// The pages of a guest's RAM that its workload may use; `Err`: the least that the machine needs.

@@ -1,7 +1,7 @@
 //! The machine whose state can't be read: it proves that a switchover which fails leaves the guest where it was.
 
 use super::thread::ThreadMachine;
-use super::{Kind, NO_OWN};
+use super::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::error::MachineError;
 use crate::machine::{Machine, Paused, Progress, Silence, Testimony};
 use std::io;
@@ -18,6 +18,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         build: |setup| Ok(Arc::new(Faulty { sound: ThreadMachine::new(setup)? })),
         workload_pages: Ok,
         own: NO_OWN,
+        own_disk: NO_OWN_DISK,
         throttles: true,
         filled_by_host: true,
     },

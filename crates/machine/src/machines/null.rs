@@ -1,7 +1,7 @@
 //! The machine that executes nothing: a guest of which only its pages and blocks move.
 
 use super::thread::ThreadMachine;
-use super::{Kind, NO_OWN};
+use super::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::error::MachineError;
 use crate::machine::{Machine, Paused, Progress, Silence};
 use std::io;
@@ -18,6 +18,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         build: |setup| Ok(Arc::new(Null { stopped: ThreadMachine::new(setup)? })),
         workload_pages: Ok,
         own: NO_OWN,
+        own_disk: NO_OWN_DISK,
         throttles: false,
         filled_by_host: true,
     },

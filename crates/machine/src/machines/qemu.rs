@@ -19,6 +19,7 @@ mod drive;
 mod initramfs;
 pub mod kernel;
 mod launch;
+mod mirror;
 mod own;
 mod port;
 mod process;
@@ -31,7 +32,7 @@ pub use initramfs::INIT;
 
 use crate::clock::monotonic;
 use crate::error::MachineError;
-use crate::machine::{Begin, Departure, Machine, MachineSetup, Paused, Progress, Silence, Testimony};
+use crate::machine::{Begin, Departure, Machine, MachineSetup, OwnEnds, OwnMove, Paused, Progress, Silence, Testimony};
 use crate::machines::Kind;
 use accelerator::Accelerator;
 use drive::Drive;
@@ -84,6 +85,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         build: |setup| Ok(Arc::new(QemuMachine::new(setup)?)),
         workload_pages,
         own: &own::OWN,
+        own_disk: &mirror::OWN_DISK,
         throttles: true,
         filled_by_host: false,
     },
@@ -328,24 +330,25 @@ impl Machine for QemuMachine {
         Ok(Some(Testimony { state: state.into_bytes(), frames: Some(frames) }))
     }
 
-    fn prepare_to_leave(&self, name: &str) -> Result<UnixListener, MachineError> {
-        own::prepare_to_leave(&self.qmp, self.folder.path(), own::find(name)?)
+    fn prepare_to_leave(&self, own: &OwnMove) -> Result<OwnEnds<UnixListener>, MachineError> {
+        own::prepare_to_leave(&self.qmp, self.folder.path(), own)
     }
 
-    fn leave_by_itself(&self, name: &str) -> Result<Departure, MachineError> {
-        let left = own::leave(&self.qmp, self.folder.path(), own::find(name)?);
+    fn leave_by_itself(&self, own: &OwnMove) -> Result<Departure, MachineError> {
+        let left = own::leave(&self.qmp, self.folder.path(), own);
         // Where QEMU had stopped it before it failed, it is for the caller to let it go on.
         self.set_runs(left.is_err() && own::runs(&self.qmp));
         left
     }
 
-    fn prepare_to_arrive(&self, name: &str) -> Result<PathBuf, MachineError> {
+    fn prepare_to_arrive(&self, own: &OwnMove) -> Result<OwnEnds<PathBuf>, MachineError> {
         self.own_since.store(self.qmp.mark(), Ordering::SeqCst);
-        own::prepare_to_arrive(&self.qmp, self.folder.path(), own::find(name)?)
+        own::prepare_to_arrive(&self.qmp, self.folder.path(), own)
     }
 
-    fn arrive_by_itself(&self, _: &str, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
-        own::arrive(&self.qmp, self.own_since.load(Ordering::SeqCst), &|at| {
+    fn arrive_by_itself(&self, own: &OwnMove, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
+        let since = self.own_since.load(Ordering::SeqCst);
+        own::arrive(&self.qmp, since, own.disk.is_some(), &|at| {
             self.lock().executes = true;
             self.set_runs(true);
             resumed(at);

@@ -6,7 +6,7 @@ mod vcpu;
 use crate::clock::{monotonic, time_of_day};
 use crate::error::MachineError;
 use crate::machine::{Machine, MachineSetup, Paused, Progress, Silence};
-use crate::machines::{Kind, NO_OWN};
+use crate::machines::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::saved::SavedState;
 use control::{Command, Control, Place, lock};
 use std::io;
@@ -34,6 +34,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         build: |setup| Ok(Arc::new(ThreadMachine::new(setup)?)),
         workload_pages: Ok,
         own: NO_OWN,
+        own_disk: NO_OWN_DISK,
         throttles: true,
         filled_by_host: true,
     },

@@ -32,7 +32,7 @@ mod source;
 mod watch;
 
 pub use destination::{Arrived, DestinationParts, run_destination};
-pub use own::{OwnConnections, accept_own, arrive_own, connect_own, leave_own};
+pub use own::{OwnConnections, OwnRoles, accept_own, arrive_own, connect_own, leave_own};
 pub use setup::{Connections, Opening, accept_roles, connect_roles};
 pub use source::{Left, SourceParts, run_source};
 pub use watch::WorkWatch;

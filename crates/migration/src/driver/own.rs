@@ -3,7 +3,9 @@
 //! | connection | carries |
 //! |---|---|
 //! | control | the comparison of clocks, and at the end the destination's word |
-//! | a push lane each | one of the hypervisor's streams, both ways |
+//! | a push lane each | one of the hypervisor's streams of pages, both ways |
+//! | demand | its stream of pages that a vCPU waits for, if it has one |
+//! | disk push | its copy of the disk, in NBD |
 
 use super::control_lane::{begin_as_destination, begin_as_source};
 use super::destination::Arrived;
@@ -18,17 +20,18 @@ use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use whimbrel_machine::Machine;
+use whimbrel_machine::{Machine, OwnEnds, OwnMove};
 use whimbrel_model::event::Sent;
 use whimbrel_model::strategy::Stage;
 use whimbrel_model::{Event, Family, Moment, Phase};
 use whimbrel_wire::codec::{read_frame, write_frame};
-use whimbrel_wire::{LinkStream, Nic, Role};
+use whimbrel_wire::{LinkStream, Nic, Role, Severer};
 
 /// Bytes that a stream is carried by.
 const PIECE_BYTES: usize = 256 << 10;
@@ -49,20 +52,43 @@ enum Word {
     Failed { reason: String },
 }
 
+/// The roles of the connections that carry such a move's streams, in order.
+pub struct OwnRoles {
+    /// Of the migration's own streams.
+    pub memory: Vec<Role>,
+    /// Of the disk's, if it moves too.
+    pub disk: Option<Role>,
+}
+
 /// The connections of such a move.
 pub struct OwnConnections {
     control: LinkStream,
-    lanes: Vec<Arc<LinkStream>>,
+    lanes: OwnLanes,
+}
+
+struct OwnLanes {
+    memory: Vec<Arc<LinkStream>>,
+    disk: Option<Arc<LinkStream>>,
+}
+
+impl OwnConnections {
+    fn of(
+        roles: &OwnRoles,
+        mut connect: impl FnMut(Role) -> Result<LinkStream, DriverError>,
+    ) -> Result<Self, DriverError> {
+        let control = connect(Role::Migration)?;
+        let mut lane = |role: &Role| connect(*role).map(Arc::new);
+        let memory = roles.memory.iter().map(&mut lane).collect::<Result<_, DriverError>>()?;
+        Ok(OwnConnections { control, lanes: OwnLanes { memory, disk: roles.disk.as_ref().map(lane).transpose()? } })
+    }
 }
 
 /// Opens the connections of a move whose streams go by these roles.
 ///
 /// # Errors
 /// The agent can't be reached, or refuses.
-pub fn connect_own(opening: &Opening<'_>, roles: &[Role]) -> Result<OwnConnections, DriverError> {
-    let control = open(opening, Role::Migration)?;
-    let lanes = roles.iter().map(|role| Ok(Arc::new(open(opening, *role)?)));
-    Ok(OwnConnections { control, lanes: lanes.collect::<Result<_, DriverError>>()? })
+pub fn connect_own(opening: &Opening<'_>, roles: &OwnRoles) -> Result<OwnConnections, DriverError> {
+    OwnConnections::of(roles, |role| open(opening, role))
 }
 
 /// Waits for the connections of a move whose streams go by these roles.
@@ -72,17 +98,15 @@ pub fn connect_own(opening: &Opening<'_>, roles: &[Role]) -> Result<OwnConnectio
 pub fn accept_own(
     coming: &Receiver<(Role, std::net::TcpStream)>,
     nic: &Nic,
-    roles: &[Role],
+    roles: &OwnRoles,
 ) -> Result<OwnConnections, DriverError> {
-    let mut streams = gather(coming, |_| nic.clone(), 1 + roles.len())?;
-    let mut take = |role| {
+    let wanted = 1 + roles.memory.len() + usize::from(roles.disk.is_some());
+    let mut streams = gather(coming, |_| nic.clone(), wanted)?;
+    OwnConnections::of(roles, |role| {
         let at = streams.iter().position(|(known, _)| *known == role);
         let missing = || DriverError::Protocol(format!("the connection for {role:?} is missing"));
         at.map(|at| streams.swap_remove(at).1).ok_or_else(missing)
-    };
-    let control = take(Role::Migration)?;
-    let lanes = roles.iter().map(|role| Ok(Arc::new(take(*role)?)));
-    Ok(OwnConnections { control, lanes: lanes.collect::<Result<_, DriverError>>()? })
+    })
 }
 
 /// Has the hypervisor move its guest away.
@@ -91,22 +115,25 @@ pub fn accept_own(
 /// Setup failed; the guest runs on as if nothing had been.
 pub fn leave_own(
     machine: &Arc<dyn Machine>,
-    name: &str,
+    own: &OwnMove,
     connections: OwnConnections,
     recorder: &Recorder,
 ) -> Result<Left, DriverError> {
     let OwnConnections { control, lanes } = connections;
     let clock = begin_as_source(&control)?;
-    let coming = Coming::carry_out(machine.prepare_to_leave(name)?, lanes.clone())?;
+    let ends = machine.prepare_to_leave(own)?;
+    let sever: Vec<Severer> = lanes.memory.iter().chain(&lanes.disk).map(|lane| lane.severer()).collect();
+    let disk = ends.disk.map(|end| Coming::carry_out(end, lanes.disk.into_iter().collect())).transpose()?;
+    let coming = [Some(Coming::carry_out(ends.memory, lanes.memory)?), disk];
     recorder.record(Event::Moment { moment: Moment::SetupDone });
     recorder.record(Event::Phase { phase: Phase::Push });
     let left = |ending, own| Left { ending, clock, missing_blocks: None, own };
-    let departed = machine.leave_by_itself(name);
-    drop(coming);
+    let departed = machine.leave_by_itself(own);
+    let [_, disk_bytes] = coming.map(|coming| coming.map(Coming::end));
     let departure = match departed {
         Ok(departure) => departure,
         Err(error) => {
-            lanes.iter().for_each(|lane| lane.sever());
+            sever.iter().for_each(Severer::sever);
             machine.run();
             return Ok(left(Ending::Aborted { reason: in_words(&error) }, None));
         }
@@ -114,8 +141,11 @@ pub fn leave_own(
     for moment in [Moment::PauseRequested, Moment::Paused] {
         recorder.record_at(departure.paused, Event::Moment { moment });
     }
+    if let Some(at) = departure.disk_whole {
+        recorder.record_at(at, Event::Moment { moment: Moment::DiskWhole });
+    }
     recorder.record(Event::Moment { moment: Moment::HandedOver });
-    record_sent(&departure.figures, recorder);
+    record_sent(&departure.figures, disk_bytes, recorder);
     let silence = machine.silence();
     recorder.record(Event::Silence { longest_ns: silence.longest_ns, edge: silence.last_beats });
     control.set_read_timeout(Some(WORD))?;
@@ -131,8 +161,13 @@ pub fn leave_own(
     Ok(left(ending, Some(departure.figures)))
 }
 
-/// What the hypervisor says that it has sent. It doesn't tell a page's first time from later ones: all counts as first.
-fn record_sent(figures: &Value, recorder: &Recorder) {
+/// What the hypervisor says that it has sent of memory, and what of its disk crossed the link, where it counts none. It
+/// doesn't tell a page's or a block's first time from later ones: all counts as first.
+fn record_sent(figures: &Value, disk_bytes: Option<u64>, recorder: &Recorder) {
+    let record = |family, sent| recorder.record(Event::Sent { family, stage: Stage::Push, demanded: false, sent });
+    if let Some(first_bytes) = disk_bytes {
+        record(Family::Disk, Sent { first_bytes, ..Sent::default() });
+    }
     let ram = |key: &str| figures["ram"][key].as_u64().unwrap_or_default();
     let (raw_units, zero_units) = (ram("normal"), ram("duplicate"));
     let sent = Sent {
@@ -142,30 +177,33 @@ fn record_sent(figures: &Value, recorder: &Recorder) {
         zero_units,
         ..Sent::default()
     };
-    recorder.record(Event::Sent { family: Family::Memory, stage: Stage::Push, demanded: false, sent });
+    record(Family::Memory, sent);
 }
 
-/// Has the hypervisor take a guest in, at the socket where it waits for it.
+/// Has the hypervisor take a guest in, at the sockets where it waits for it.
 ///
 /// # Errors
 /// Setup failed; nothing has run here.
 pub fn arrive_own(
     machine: &Arc<dyn Machine>,
-    name: &str,
-    meeting: &Path,
+    own: &OwnMove,
+    ends: OwnEnds<PathBuf>,
     connections: OwnConnections,
     recorder: &Recorder,
 ) -> Result<Arrived, DriverError> {
     let OwnConnections { control, lanes } = connections;
     begin_as_destination(&control)?;
-    carry_in(meeting.to_owned(), lanes)?;
+    carry_in(ends.memory, lanes.memory)?;
+    for (path, lane) in ends.disk.into_iter().zip(lanes.disk) {
+        carry_in(path, vec![lane])?;
+    }
     let watch = std::cell::RefCell::new(None);
     let resumed = |at| {
         recorder.record_at(at, Event::Moment { moment: Moment::Resumed });
         machine.reset_silence();
         *watch.borrow_mut() = Some(WorkWatch::start(Arc::clone(machine), recorder.clone()));
     };
-    let ended = machine.arrive_by_itself(name, &resumed);
+    let ended = machine.arrive_by_itself(own, &resumed);
     let watch = watch.into_inner();
     let handed_over = watch.is_some();
     let (ending, word) = match ended {
@@ -192,21 +230,30 @@ pub fn arrive_own(
 struct Coming {
     listener: UnixListener,
     thread: Option<JoinHandle<()>>,
+    /// Bytes that went out.
+    carried: Arc<AtomicU64>,
 }
 
 impl Coming {
     fn carry_out(listener: UnixListener, lanes: Vec<Arc<LinkStream>>) -> io::Result<Self> {
         let coming = listener.try_clone()?;
+        let carried = Arc::<AtomicU64>::default();
+        let count = Arc::clone(&carried);
         let take = move || {
             for lane in &lanes {
                 let Ok((stream, _)) = coming.accept() else { return };
-                if (&**lane).write_all(&OPENED).and_then(|()| carry(stream, lane)).is_err() {
+                if (&**lane).write_all(&OPENED).and_then(|()| carry(stream, lane, Some(&count))).is_err() {
                     lane.sever();
                 }
             }
         };
         let thread = std::thread::Builder::new().name("own-streams".to_owned()).spawn(take)?;
-        Ok(Coming { listener, thread: Some(thread) })
+        Ok(Coming { listener, thread: Some(thread), carried })
+    }
+
+    /// No stream comes any more; how many bytes went out so far.
+    fn end(self) -> u64 {
+        self.carried.load(Ordering::SeqCst)
     }
 }
 
@@ -223,14 +270,14 @@ impl Drop for Coming {
 
 /// Connects each stream to the hypervisor that takes the guest in once the other one has opened it: in the same order, by
 /// which some versions tell them apart.
-fn carry_in(meeting: std::path::PathBuf, lanes: Vec<Arc<LinkStream>>) -> io::Result<()> {
+fn carry_in(meeting: PathBuf, lanes: Vec<Arc<LinkStream>>) -> io::Result<()> {
     let take = move || {
         for lane in &lanes {
             let mut opened = OPENED;
             if (&**lane).read_exact(&mut opened).is_err() {
                 return;
             }
-            if UnixStream::connect(&meeting).and_then(|stream| carry(stream, lane)).is_err() {
+            if UnixStream::connect(&meeting).and_then(|stream| carry(stream, lane, None)).is_err() {
                 lane.sever();
             }
         }
@@ -238,28 +285,33 @@ fn carry_in(meeting: std::path::PathBuf, lanes: Vec<Arc<LinkStream>>) -> io::Res
     std::thread::Builder::new().name("own-streams".to_owned()).spawn(take).map(drop)
 }
 
-/// Carries one of the hypervisor's streams over a lane, both ways, until both have ended.
-fn carry(stream: UnixStream, lane: &Arc<LinkStream>) -> io::Result<()> {
+/// Carries one of the hypervisor's streams over a lane, both ways, until both have ended. `count` hears of what goes out.
+fn carry(stream: UnixStream, lane: &Arc<LinkStream>, count: Option<&Arc<AtomicU64>>) -> io::Result<()> {
     let (back, back_lane) = (stream.try_clone()?, Arc::clone(lane));
     std::thread::spawn(move || {
         // How it ends is told by the hypervisor.
-        let _ = pump(&mut &*back_lane, &mut &back);
+        let _ = pump(&mut &*back_lane, &mut &back, |_| {});
         let _ = back.shutdown(Shutdown::Write);
     });
-    let lane = Arc::clone(lane);
+    let (lane, count) = (Arc::clone(lane), count.cloned());
     std::thread::spawn(move || {
-        let _ = pump(&mut &stream, &mut &*lane);
+        let _ = pump(&mut &stream, &mut &*lane, |bytes| {
+            count.iter().for_each(|count| _ = count.fetch_add(bytes as u64, Ordering::SeqCst));
+        });
         let _ = lane.shutdown_write();
     });
     Ok(())
 }
 
-fn pump(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+fn pump(from: &mut impl Read, to: &mut impl Write, sent: impl Fn(usize)) -> io::Result<()> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         match from.read(&mut piece)? {
             0 => return Ok(()),
-            bytes => to.write_all(&piece[..bytes])?,
+            bytes => {
+                to.write_all(&piece[..bytes])?;
+                sent(bytes);
+            }
         }
     }
 }
