@@ -103,6 +103,35 @@ fn a_linux_guest_runs_on_while_its_memory_and_disk_follow() {
 }
 
 #[test]
+fn a_page_that_only_linux_has_and_that_the_engine_damages_or_loses_is_found() {
+    if !available("a_page_that_only_linux_has") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // RAM behind the hole for a display, which nothing can reach, and of the firmware's shadow, which nothing reads once
+    // Linux runs: the agent in the guest notices neither.
+    let (hidden, shadow) = (0xa5, 0xf4);
+    let cell =
+        |page: u32, by: &str| format!("[[cell]]\n\"memory.faulty_page\" = {page}\n\"memory.faulty_by\" = \"{by}\"\n");
+    let cells = [cell(hidden, "bit"), cell(shadow, "loss"), cell(u32::MAX, "loss")].concat();
+    let memory = "[memory]\nschedule = \"pre-copy\"\nencode = [\"faulty\", \"zero\"]\n";
+    let (output, rows) = run(folder.path(), &format!("{SMALL}{memory}{cells}"), None);
+    assert_eq!((output.status.code(), rows.len()), (Some(1), 3), "{}", String::from_utf8_lossy(&output.stderr));
+    for (row, page) in rows.iter().zip([hidden, shadow]) {
+        assert_eq!(row["verify"]["memory"], "different", "{row:#}");
+        let found = row["verify"]["first_difference"].as_str().unwrap();
+        assert!(found.starts_with(&format!("page {page} of RAM")) && found.ends_with("1 pages in all"), "{found}");
+    }
+    assert_eq!(
+        (&rows[2]["outcome"], &rows[2]["verify"]["memory"]),
+        (&"completed".into(), &"equal".into()),
+        "{:#}",
+        rows[2]
+    );
+    nothing_is_left(folder.path());
+}
+
+#[test]
 fn a_guest_that_writes_faster_than_the_link_carries_is_slowed_and_moves_whole() {
     if !available("a_guest_that_writes_faster") {
         return;

@@ -6,13 +6,27 @@ use whimbrel_model::{Entry, Parameter, ParameterError};
 
 pub(super) const ENTRY: Entry<MakeEncode> = Entry {
     name: "faulty",
-    summary: "for tests: flips one bit of every n-th page that reaches it",
-    parameters: &[Parameter {
-        name: "faulty_every",
-        summary: "of how many pages one is damaged",
-        kind: Kind::Count,
-        default: Some("100"),
-    }],
+    summary: "for tests: flips one bit of every n-th page that reaches it, or loses one page",
+    parameters: &[
+        Parameter {
+            name: "faulty_every",
+            summary: "of how many pages one is damaged",
+            kind: Kind::Count,
+            default: Some("100"),
+        },
+        Parameter {
+            name: "faulty_page",
+            summary: "the one page that is damaged, by its number, each time that it goes; absent: every n-th",
+            kind: Kind::Count,
+            default: None,
+        },
+        Parameter {
+            name: "faulty_by",
+            summary: "what becomes of it: a bit is flipped, or it arrives as zeroes",
+            kind: Kind::Choice(&["bit", "loss"]),
+            default: Some("bit"),
+        },
+    ],
     source: "Whimbrel",
     build: |parameters| match parameters.count("faulty_every") {
         0 => Err(ParameterError::Value {
@@ -20,12 +34,19 @@ pub(super) const ENTRY: Entry<MakeEncode> = Entry {
             found: "0".to_owned(),
             accepted: "at least 1 page".to_owned(),
         }),
-        every => Ok(Box::new(Faulty { every, seen: 0 })),
+        every => Ok(Box::new(Faulty {
+            every,
+            page: parameters.optional_number("faulty_page").map(|page| page as u64),
+            loses: parameters.word("faulty_by") == "loss",
+            seen: 0,
+        })),
     },
 };
 
 struct Faulty {
     every: u64,
+    page: Option<u64>,
+    loses: bool,
     seen: u64,
 }
 
@@ -36,8 +57,11 @@ impl Encode for Faulty {
 
     fn encode(&mut self, page: u64, content: &PageBytes, out: &mut Vec<u8>) -> Option<Encoding> {
         self.seen += 1;
-        if !self.seen.is_multiple_of(self.every) {
+        if !self.page.map_or(self.seen.is_multiple_of(self.every), |damaged| damaged == page) {
             return None;
+        }
+        if self.loses {
+            return Some(Encoding::Zero);
         }
         out.extend_from_slice(content);
         out[page as usize % PAGE] ^= 1;
