@@ -134,7 +134,7 @@ impl DiskChoice {
         let defaults = self
             .declared()
             .iter()
-            .filter_map(|parameter| Some((parameter.name.to_owned(), as_written(parameter.kind, parameter.default?))));
+            .filter_map(|parameter| Some((parameter.name.to_owned(), parameter.default_value()?)));
         let mut table: BTreeMap<String, Value> = defaults.collect();
         table.extend(self.given.clone());
         table.insert(key.to_owned(), name.into());
@@ -190,16 +190,6 @@ fn take_name(given: &mut BTreeMap<String, Value>, key: &'static str) -> Result<O
         None => Ok(None),
         Some(Value::String(name)) => Ok(Some(name)),
         Some(other) => Err(DiskError::NotAName { key, found: other.to_string() }),
-    }
-}
-
-/// A default as an experiment file would have it.
-fn as_written(kind: Kind, default: &str) -> Value {
-    match kind {
-        Kind::Count | Kind::Ratio | Kind::Number | Kind::Flag | Kind::Any => {
-            serde_json::from_str(default).unwrap_or_else(|_| default.into())
-        }
-        _ => default.into(),
     }
 }
 

@@ -28,7 +28,7 @@ use crate::throttles::THROTTLES;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use whimbrel_model::registry::{Kind, UnknownName};
+use whimbrel_model::registry::UnknownName;
 use whimbrel_model::{Entry, Page, Parameter, ParameterError, Parameters, Registry, Schedule};
 
 /// The keys that choose members.
@@ -136,7 +136,7 @@ impl MemoryChoice {
         let mut written = BTreeMap::new();
         for parameter in &accepted {
             let value = given.get(parameter.name).or_else(|| set.get(parameter.name)).cloned();
-            if let Some(value) = value.or_else(|| default_of(parameter)) {
+            if let Some(value) = value.or_else(|| parameter.default_value()) {
                 written.insert(parameter.name.to_owned(), value);
             }
         }
@@ -302,17 +302,6 @@ fn words(key: &str, value: &Value) -> Result<Vec<String>, ParameterError> {
     names
         .filter(|names| !names.is_empty() && names.iter().collect::<BTreeSet<_>>().len() == names.len())
         .ok_or_else(|| refused(key, value, "a name or a list of names, each once"))
-}
-
-/// A parameter's default as an experiment file would give it.
-fn default_of(parameter: &Parameter) -> Option<Value> {
-    let text = parameter.default?;
-    Some(match parameter.kind {
-        Kind::Count | Kind::Ratio | Kind::Number | Kind::Flag | Kind::Any => {
-            serde_json::from_str(text).unwrap_or_else(|_| text.into())
-        }
-        Kind::Size | Kind::Rate | Kind::Duration | Kind::Choice(_) | Kind::Content => text.into(),
-    })
 }
 
 impl Default for MemoryChoice {

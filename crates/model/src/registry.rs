@@ -48,6 +48,19 @@ pub struct Parameter {
     pub default: Option<&'static str>,
 }
 
+impl Parameter {
+    /// The default as an experiment file would have it.
+    pub fn default_value(&self) -> Option<Value> {
+        let text = self.default?;
+        Some(match self.kind {
+            Kind::Count | Kind::Ratio | Kind::Number | Kind::Flag | Kind::Any => {
+                serde_json::from_str(text).unwrap_or_else(|_| text.into())
+            }
+            Kind::Size | Kind::Rate | Kind::Duration | Kind::Choice(_) | Kind::Content => text.into(),
+        })
+    }
+}
+
 /// One member of a family: what it is, its parameters, where it comes from, and its constructor.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Entry<C> {
@@ -180,11 +193,8 @@ impl Parameters {
         }
         let mut values = BTreeMap::new();
         for parameter in accepted {
-            let value = match (given.get(parameter.name), parameter.default) {
-                (Some(value), _) => value.clone(),
-                (None, Some(default)) => default_value(parameter.kind, default),
-                (None, None) => continue,
-            };
+            let given = given.get(parameter.name).cloned();
+            let Some(value) = given.or_else(|| parameter.default_value()) else { continue };
             values.insert(parameter.name, check(parameter, &value)?);
         }
         Ok(Parameters { values })
@@ -261,15 +271,6 @@ impl Parameters {
             Checked::Any(value) => Some(value),
             _ => None,
         }
-    }
-}
-
-fn default_value(kind: Kind, text: &str) -> Value {
-    match kind {
-        Kind::Count | Kind::Ratio | Kind::Number | Kind::Flag | Kind::Any => {
-            serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
-        }
-        _ => Value::String(text.to_owned()),
     }
 }
 
