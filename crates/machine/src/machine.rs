@@ -8,6 +8,8 @@
 
 use crate::error::MachineError;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -140,6 +142,8 @@ fn no_own(own: &OwnMove) -> MachineError {
 pub struct OwnMove {
     /// How memory moves.
     pub memory: String,
+    /// The parameters of that, as they were written.
+    pub parameters: BTreeMap<String, Value>,
     /// How the disk moves; `None` without a disk.
     pub disk: Option<String>,
 }
@@ -161,7 +165,7 @@ pub struct Departure {
     /// When the hypervisor said that its disk is whole at the destination, if it has moved one.
     pub disk_whole: Option<Nanos>,
     /// What the hypervisor says of it, as it says it.
-    pub figures: serde_json::Value,
+    pub figures: Value,
 }
 
 /// When a machine was paused.

@@ -7,8 +7,9 @@ pub mod thread;
 
 use crate::error::MachineError;
 use crate::machine::{Machine, MachineSetup};
+use serde_json::Value;
 use std::sync::Arc;
-use whimbrel_model::registry::Registry;
+use whimbrel_model::registry::{ParameterError, Parameters, Registry};
 
 /// A stream that a hypervisor opens for pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +26,11 @@ pub struct Own {
     /// The capabilities that are on, at both ends, and the hypervisor's version that each came with.
     pub capabilities: &'static [(&'static str, &'static str)],
     /// The streams that the hypervisor opens, in order; the first one is its main stream.
-    pub streams: &'static [OwnStream],
-    /// Whether the guest switches after the first pass, and the rest follows.
+    pub streams: fn(&Parameters) -> Vec<OwnStream>,
+    /// Whether the guest switches while pages are missing, and these follow.
     pub postcopy: bool,
+    /// What else is set at both ends, in the hypervisor's words; `Err`: a value that it doesn't take.
+    pub settings: fn(&Parameters) -> Result<Value, ParameterError>,
 }
 
 /// A way of a hypervisor's own to move a disk, with a migration of its own.

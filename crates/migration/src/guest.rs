@@ -18,6 +18,7 @@ use whimbrel_machine::{
 use whimbrel_memory::dirty_logs::DIRTY_LOGS;
 use whimbrel_memory::{DirtyLog, GuestRam};
 use whimbrel_model::op::SECTOR_BYTES;
+use whimbrel_model::registry::Parameters;
 use whimbrel_model::stream::Shape;
 use whimbrel_model::{Extent, Nanos, PAGE_BYTES};
 use whimbrel_wire::{Role, clock};
@@ -135,7 +136,9 @@ impl Guest {
             return Err(other(format!("a disk and the way to move it go together: {name}")));
         }
         let kind = kind(&self.spec)?;
-        let streams = kind.own.find(&own.memory).map_err(other)?.build.streams;
+        let found = kind.own.find(&own.memory).map_err(other)?;
+        let parameters = Parameters::read(found.parameters, &own.parameters).map_err(other)?;
+        let streams = (found.build.streams)(&parameters);
         let role = |(lane, stream): (usize, &OwnStream)| match stream {
             OwnStream::Bulk => Role::MemoryPush { lane: lane as u32 },
             OwnStream::Urgent => Role::MemoryDemand,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use whimbrel_machine::OwnMove;
 use whimbrel_model::op::SECTOR_BYTES;
+use whimbrel_model::registry::Parameters;
 use whimbrel_model::stream::Shape;
 use whimbrel_model::{ByteRate, Bytes, Nanos, PAGE_BYTES};
 
@@ -141,17 +142,31 @@ impl Setting {
 
     /// Every key with its value, defaults filled in.
     pub fn resolved(&self) -> Value {
-        let own = |name: Option<&String>| name.map(|name| json!({ "preset": name }));
         json!({
             "guest": self.guest.resolved(),
             "link": self.link.resolved(),
             "workload": self.workload.resolved(),
-            "memory": own(self.own.as_ref().map(|own| &own.memory)).unwrap_or_else(|| json!(self.memory.resolved())),
-            "disk": own(self.own.as_ref().and_then(|own| own.disk.as_ref()))
-                .or_else(|| self.disk.as_ref().map(|disk| json!(disk.resolved()))),
+            "memory": self.own.as_ref().map_or_else(|| json!(self.memory.resolved()), |own| self.resolved_own(own)),
+            "disk": match self.own.as_ref().and_then(|own| own.disk.as_ref()) {
+                Some(own) => json!({ "preset": own }),
+                None => json!(self.disk.as_ref().map(DiskChoice::resolved)),
+            },
             "coordinator": self.disk.as_ref().map(|_| self.coordinator.resolved()),
             "energy": self.energy.resolved(),
         })
+    }
+}
+
+impl Setting {
+    /// The `[memory]` table of a migration of the hypervisor's own.
+    fn resolved_own(&self, own: &OwnMove) -> Value {
+        let entry = kind(self.guest.machine).own.find(&own.memory).expect("a setting names a known migration");
+        let mut table = json!({ "preset": own.memory });
+        for parameter in entry.parameters {
+            let given = own.parameters.get(parameter.name).cloned();
+            table[parameter.name] = given.or_else(|| parameter.default_value()).unwrap_or_default();
+        }
+        table
     }
 }
 
@@ -317,15 +332,18 @@ fn read_own(of_memory: &Fields<'_>, of_disk: &Fields<'_>, guest: &Guest) -> Resu
         }
     }
     let Some(name) = memory else { return Ok(None) };
-    kind.own.find(&name).map_err(|error| of_memory.mistake("preset", &unknown(error)))?;
-    of_memory.only(&["preset"])?;
+    let found = kind.own.find(&name).map_err(|error| of_memory.mistake("preset", &unknown(error)))?;
+    let mut parameters = of_memory.plain();
+    parameters.remove("preset");
+    let read = Parameters::read(found.parameters, &parameters).and_then(|read| (found.build.settings)(&read));
+    read.map_err(|error| of_memory.blame(&error))?;
     if guest.disk.is_some() && disk.is_none() {
         let ways: Vec<String> = kind.own_disk.names().map(|name| format!("{name:?}")).collect();
         let why =
             format!("{name} moves the disk by its hypervisor's own means; write disk.preset = {}", ways.join(" or "));
         return Err(of_memory.mistake("preset", &format!("{why}, or leave guest.disk out")));
     }
-    Ok(Some(OwnMove { memory: name, disk }))
+    Ok(Some(OwnMove { memory: name, parameters, disk }))
 }
 
 /// The pages of a guest's RAM that its workload may use; `Err`: the least that the machine needs.

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use whimbrel_model::Nanos;
-use whimbrel_model::registry::{Entry, Registry};
+use whimbrel_model::registry::{Entry, Kind, Parameter, ParameterError, Parameters, Registry};
+use whimbrel_model::{Nanos, PAGE_BYTES};
 
 /// How long a migration may go on. QEMU itself knows no end where the guest writes faster than the link carries.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -18,57 +18,152 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How much longer the destination waits than the source.
 const LATER: Duration = Duration::from_secs(10);
 
-/// The main stream alone.
-const ONE: &[OwnStream] = &[OwnStream::Bulk];
+const DOWNTIME: Parameter = Parameter {
+    name: "downtime_budget",
+    summary: "the longest pause that QEMU is asked for",
+    kind: Kind::Duration,
+    default: Some("300 ms"),
+};
 
-/// With multifd: the main stream, and those of pages.
-const MULTIFD: &[OwnStream] = &[OwnStream::Bulk; 3];
+const PASSES: Parameter = Parameter {
+    name: "passes",
+    summary: "passes of pre-copy before the guest switches",
+    kind: Kind::Count,
+    default: Some("1"),
+};
 
-const fn entry(name: &'static str, summary: &'static str, own: Own) -> Entry<Own> {
-    Entry { name, summary, parameters: &[], source: "QEMU", build: own }
+const CHANNELS: Parameter = Parameter {
+    name: "channels",
+    summary: "streams of pages besides the first, 1 to 64",
+    kind: Kind::Count,
+    default: Some("2"),
+};
+
+const CACHE: Parameter = Parameter {
+    name: "cache",
+    summary: "pages as they were sent last, of which differences are made; a power of two",
+    kind: Kind::Size,
+    default: Some("64 MiB"),
+};
+
+const INITIAL: Parameter = Parameter {
+    name: "throttle_initial",
+    summary: "the first step: share of the vCPUs' time, 0.01 to 0.99",
+    kind: Kind::Ratio,
+    default: Some("0.20"),
+};
+
+const INCREMENT: Parameter = Parameter {
+    name: "throttle_increment",
+    summary: "each further step, 0.01 to 0.99",
+    kind: Kind::Ratio,
+    default: Some("0.10"),
+};
+
+const fn entry(name: &'static str, summary: &'static str, parameters: &'static [Parameter], build: Own) -> Entry<Own> {
+    Entry { name, summary, parameters, source: "QEMU", build }
 }
 
-const fn precopy(capabilities: &'static [(&'static str, &'static str)], streams: &'static [OwnStream]) -> Own {
-    Own { capabilities, streams, postcopy: false }
+const fn precopy(capabilities: &'static [Capability]) -> Own {
+    Own {
+        capabilities,
+        streams: |_| vec![OwnStream::Bulk],
+        postcopy: false,
+        settings: |given| downtime(given, json!({})),
+    }
 }
+
+const fn postcopy(capabilities: &'static [Capability], streams: fn(&Parameters) -> Vec<OwnStream>) -> Own {
+    Own { capabilities, streams, postcopy: true, settings: |given| downtime(given, json!({})) }
+}
+
+/// A capability, and the version of QEMU that it came with.
+type Capability = (&'static str, &'static str);
 
 /// Every migration of QEMU's own, by the name that `memory.preset` takes.
 pub static OWN: Registry<Own> = Registry {
     family: "own migration",
     entries: &[
-        entry("qemu:precopy", "QEMU's own pre-copy", precopy(&[], ONE)),
+        entry("qemu:precopy", "QEMU's own pre-copy", &[DOWNTIME], precopy(&[])),
         entry(
             "qemu:postcopy",
-            "QEMU's own post-copy, begun after the first pass",
-            Own { capabilities: &[POSTCOPY], streams: ONE, postcopy: true },
+            "QEMU's own post-copy, begun after some passes",
+            &[DOWNTIME, PASSES],
+            postcopy(&[POSTCOPY], |_| vec![OwnStream::Bulk]),
         ),
         entry(
             "qemu:postcopy-preempt",
             "QEMU's own post-copy, pages that a vCPU waits for over a stream of their own; QEMU 7.1 or newer",
-            Own {
-                capabilities: &[POSTCOPY, ("postcopy-preempt", "7.1")],
-                streams: &[OwnStream::Bulk, OwnStream::Urgent],
-                postcopy: true,
-            },
+            &[DOWNTIME, PASSES],
+            postcopy(&[POSTCOPY, ("postcopy-preempt", "7.1")], |_| vec![OwnStream::Bulk, OwnStream::Urgent]),
         ),
         entry(
             "qemu:multifd",
-            "QEMU's own pre-copy, pages over two streams more",
-            precopy(&[("multifd", "4.0")], MULTIFD),
+            "QEMU's own pre-copy, pages over several streams more",
+            &[DOWNTIME, CHANNELS],
+            Own {
+                streams: |given| vec![OwnStream::Bulk; 1 + given.count(CHANNELS.name) as usize],
+                settings: multifd,
+                ..precopy(&[("multifd", "4.0")])
+            },
         ),
-        entry("qemu:xbzrle", "QEMU's own pre-copy, pages as differences", precopy(&[("xbzrle", "1.2")], ONE)),
+        entry(
+            "qemu:xbzrle",
+            "QEMU's own pre-copy, pages as differences",
+            &[DOWNTIME, CACHE],
+            Own { settings: xbzrle, ..precopy(&[("xbzrle", "1.2")]) },
+        ),
         entry(
             "qemu:auto-converge",
             "QEMU's own pre-copy, which slows the guest",
-            precopy(&[("auto-converge", "1.6")], ONE),
+            &[DOWNTIME, INITIAL, INCREMENT],
+            Own { settings: auto_converge, ..precopy(&[("auto-converge", "1.6")]) },
         ),
     ],
 };
 
-const POSTCOPY: (&str, &str) = ("postcopy-ram", "2.5");
+/// `settings`, with the longest pause. There is no limit to the rate but the link's.
+fn downtime(given: &Parameters, mut settings: Value) -> Result<Value, ParameterError> {
+    settings["downtime-limit"] = (given.duration(DOWNTIME.name).0 / 1_000_000).into();
+    Ok(settings)
+}
+
+fn refuse(key: Parameter, found: impl ToString, accepted: &str) -> Result<Value, ParameterError> {
+    let (key, found, accepted) = (key.name.to_owned(), found.to_string(), accepted.to_owned());
+    Err(ParameterError::Value { key, found, accepted })
+}
+
+fn multifd(given: &Parameters) -> Result<Value, ParameterError> {
+    match given.count(CHANNELS.name) {
+        channels @ 1..=64 => downtime(given, json!({ "multifd-channels": channels })),
+        channels => refuse(CHANNELS, channels, "1 to 64"),
+    }
+}
+
+fn xbzrle(given: &Parameters) -> Result<Value, ParameterError> {
+    match given.size(CACHE.name).0 {
+        bytes if bytes.is_power_of_two() && bytes >= PAGE_BYTES => {
+            downtime(given, json!({ "xbzrle-cache-size": bytes }))
+        }
+        bytes => refuse(CACHE, format!("{bytes} B"), "a power of two such as \"64 MiB\""),
+    }
+}
+
+fn auto_converge(given: &Parameters) -> Result<Value, ParameterError> {
+    let mut settings = json!({});
+    for (parameter, key) in [(INITIAL, "cpu-throttle-initial"), (INCREMENT, "cpu-throttle-increment")] {
+        match (given.number(parameter.name) * 100.0).round() {
+            percent @ 1.0..=99.0 => settings[key] = (percent as u64).into(),
+            _ => return refuse(parameter, given.number(parameter.name), "0.01 to 0.99"),
+        }
+    }
+    downtime(given, settings)
+}
+
+const POSTCOPY: Capability = ("postcopy-ram", "2.5");
 
 /// What holds a migration once the guest has stopped.
-const HOLD: (&str, &str) = ("pause-before-switchover", "2.11");
+const HOLD: Capability = ("pause-before-switchover", "2.11");
 
 /// The state in which it is held then.
 const HELD: &str = "pre-switchover";
@@ -76,10 +171,11 @@ const HELD: &str = "pre-switchover";
 /// What leaves the RAM out, as the engine's moves need it.
 const IGNORE_SHARED: &str = "x-ignore-shared";
 
-/// The migration of that name.
-pub(super) fn find(name: &str) -> Result<&'static Own, MachineError> {
-    let found = OWN.find(name).map_err(|error| MachineError::Setup(error.to_string()))?;
-    Ok(&found.build)
+/// How memory is to move, with the checked parameters.
+fn find(own: &OwnMove) -> Result<(&'static Own, Parameters), MachineError> {
+    let setup = |error: ParameterError| MachineError::Setup(error.to_string());
+    let found = OWN.find(&own.memory).map_err(|error| setup(error.into()))?;
+    Ok((&found.build, Parameters::read(found.parameters, &own.parameters).map_err(setup)?))
 }
 
 /// Whether the vCPUs execute.
@@ -91,23 +187,22 @@ pub(super) fn runs(qmp: &Qmp) -> bool {
 ///
 /// # Errors
 /// This QEMU lacks one.
-fn set(qmp: &Qmp, own: &Own, with_disk: bool) -> Result<(), MachineError> {
+fn set(qmp: &Qmp, own: &OwnMove) -> Result<(), MachineError> {
+    let (Own { capabilities, settings, .. }, parameters) = find(own)?;
     let listed = qmp.execute("query-migrate-capabilities", json!({}))?;
     let listed: Vec<&str> = listed.as_array().into_iter().flatten().filter_map(|c| c["capability"].as_str()).collect();
-    let pause = with_disk.then_some(&HOLD);
-    let wanted: Vec<&str> = own.capabilities.iter().chain(pause).map(|(name, _)| *name).collect();
-    if let Some((name, since)) = own.capabilities.iter().chain(pause).find(|(name, _)| !listed.contains(name)) {
+    let wanted: Vec<Capability> = capabilities.iter().copied().chain(own.disk.as_ref().map(|_| HOLD)).collect();
+    if let Some((name, since)) = wanted.iter().find(|(name, _)| !listed.contains(name)) {
         let why = format!("QEMU {} has no {name}, which came with {since}", qmp.version());
         return Err(MachineError::Hypervisor(why));
     }
     let others = OWN.entries.iter().flat_map(|entry| entry.build.capabilities).map(|(name, _)| *name);
     let known = others.chain([IGNORE_SHARED, HOLD.0]).filter(|name| listed.contains(name));
-    let all: Vec<Value> = known.map(|name| json!({ "capability": name, "state": wanted.contains(&name) })).collect();
+    let is_wanted = |name: &str| wanted.iter().any(|(wanted, _)| *wanted == name);
+    let all: Vec<Value> = known.map(|name| json!({ "capability": name, "state": is_wanted(name) })).collect();
     qmp.execute("migrate-set-capabilities", json!({ "capabilities": all }))?;
-    if own.streams == MULTIFD {
-        qmp.execute("migrate-set-parameters", json!({ "multifd-channels": MULTIFD.len() - 1 }))?;
-    }
-    Ok(())
+    let settings = settings(&parameters).map_err(|error| MachineError::Setup(error.to_string()))?;
+    qmp.execute("migrate-set-parameters", settings).map(drop)
 }
 
 /// Where QEMU's streams meet ours.
@@ -126,7 +221,7 @@ fn uri(path: &Path) -> Value {
 
 /// Makes ready to leave: the sockets to which QEMU will connect its streams.
 pub(super) fn prepare_to_leave(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Result<OwnEnds<UnixListener>, MachineError> {
-    set(qmp, find(&own.memory)?, own.disk.is_some())?;
+    set(qmp, own)?;
     let listen = |path: &Path| {
         // One of an earlier attempt.
         let _ = std::fs::remove_file(path);
@@ -140,18 +235,20 @@ pub(super) fn prepare_to_leave(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Resul
 pub(super) fn leave(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Result<Departure, MachineError> {
     let disk = own.disk.as_deref().map(mirror::find).transpose()?;
     let copy = disk.map(|disk| Mirror::begin(qmp, &disk_meeting(folder), disk)).transpose()?;
-    let left = migrate(qmp, folder, find(&own.memory)?, copy.as_ref());
+    let left = migrate(qmp, folder, own, copy.as_ref());
     if let (Err(_), Some(copy)) = (&left, &copy) {
         copy.give_up();
     }
     left
 }
 
-fn migrate(qmp: &Qmp, folder: &Path, own: &Own, copy: Option<&Mirror<'_>>) -> Result<Departure, MachineError> {
+fn migrate(qmp: &Qmp, folder: &Path, own: &OwnMove, copy: Option<&Mirror<'_>>) -> Result<Departure, MachineError> {
+    let (own, parameters) = find(own)?;
     let mark = qmp.mark();
     qmp.execute("migrate", uri(&meeting(folder)))?;
     if own.postcopy {
-        let ready = |event: &Event| event.name == "MIGRATION_PASS" && event.raw["data"]["pass"].as_u64() > Some(1);
+        let passes = Some(parameters.count(PASSES.name));
+        let ready = |event: &Event| event.name == "MIGRATION_PASS" && event.raw["data"]["pass"].as_u64() > passes;
         wait(qmp, mark, |event| ready(event) || ended(event))?;
         // It may have ended by itself meanwhile, and then there is nothing to begin.
         let _ = qmp.execute("migrate-start-postcopy", json!({}));
@@ -193,7 +290,7 @@ fn wait(qmp: &Qmp, mark: usize, wanted: impl Fn(&Event) -> bool) -> Result<Event
 
 /// Makes ready to take a guest in; streams are connected to the paths that are answered.
 pub(super) fn prepare_to_arrive(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Result<OwnEnds<PathBuf>, MachineError> {
-    set(qmp, find(&own.memory)?, own.disk.is_some())?;
+    set(qmp, own)?;
     let disk = own.disk.as_ref().map(|_| disk_meeting(folder));
     if let Some(path) = &disk {
         mirror::serve(qmp, path)?;
@@ -245,13 +342,15 @@ fn failed(event: &Event) -> bool {
 mod tests {
     use super::super::qmp::tests::{GREETING, monitor};
     use super::*;
+    use std::collections::BTreeMap;
 
     #[test]
     fn a_qemu_without_a_capability_is_told_by_its_version() {
         let listed =
             r#"{"return": [{"capability": "postcopy-ram", "state": false}, {"capability": "events", "state": true}]}"#;
         let qmp = monitor(Box::leak(Box::new([GREETING, "{\"return\": {}}", listed]))).unwrap();
-        let error = set(&qmp, find("qemu:postcopy-preempt").unwrap(), false).unwrap_err().to_string();
+        let memory = "qemu:postcopy-preempt".to_owned();
+        let error = set(&qmp, &OwnMove { memory, parameters: BTreeMap::new(), disk: None }).unwrap_err().to_string();
         assert_eq!(error, "QEMU 7.2.1 has no postcopy-preempt, which came with 7.1");
     }
 }
