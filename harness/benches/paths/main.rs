@@ -21,6 +21,7 @@ mod idle_cost;
 mod lines;
 mod memory;
 mod nbd;
+mod qemu_tracking;
 mod rival;
 mod tally;
 mod tracking;
@@ -49,7 +50,7 @@ pub type Outcome = Result<(), String>;
 type Line = fn(&Options, &mut Tally) -> Outcome;
 
 /// Every line that this program measures, in order.
-const LINES: [(&str, Line); 10] = [
+const LINES: [(&str, Line); 11] = [
     ("bulk-tcp", lines::bulk_tcp),
     ("bulk-iperf3", lines::bulk_iperf3),
     ("limited", lines::limited),
@@ -60,9 +61,14 @@ const LINES: [(&str, Line); 10] = [
     ("nbd", nbd::nbd),
     ("idle-cost", idle_cost::idle_cost),
     ("own-memory", memory::own_memory),
+    ("qemu-tracking", qemu_tracking::qemu_tracking),
 ];
 
 fn main() -> ExitCode {
+    // In a guest under QEMU this program is the agent, as the program itself would be.
+    if whimbrel_guest::is_init() {
+        whimbrel_guest::init();
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|a| a == rival::FLAG) {
         rival::serve(&arguments[1..]).expect("the other half of the rival lives");

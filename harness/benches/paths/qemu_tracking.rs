@@ -1,0 +1,152 @@
+//! What the dirty log costs a guest under QEMU: nothing where it isn't armed, and a first write to a page where it is,
+//! beside QEMU's own logging of its migrations. Work is the guest's own count, by heartbeats that the host stamps.
+//!
+//! The guest sweeps over more pages than it reaches in a window, so that with a log armed every write is a page's first.
+
+use crate::agents::in_words;
+use crate::tally::{Figure, Limit, Tally, interval};
+use crate::{Options, Outcome};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+use whimbrel_machine::machines::Kind;
+use whimbrel_machine::{Begin, MACHINES, Machine, MachineError, MachineSetup, OwnMove};
+use whimbrel_memory::GuestRam;
+use whimbrel_memory::dirty_logs::DIRTY_LOGS;
+use whimbrel_model::PAGE_BYTES;
+use whimbrel_model::stream::Shape;
+use whimbrel_workloads::{BuildContext, WorkloadChoice};
+
+const RAM_BYTES: u64 = 1 << 30;
+
+/// Both logs begin to be paid for before the window does.
+const FIRST_WRITES: Duration = Duration::from_millis(100);
+
+fn kind() -> Result<&'static Kind, String> {
+    MACHINES.find("qemu").map(|entry| &entry.build).map_err(|error| in_words(&error))
+}
+
+/// A guest that is ready for operation 0.
+fn guest() -> Result<Arc<dyn Machine>, String> {
+    let table = json!({ "pattern": "sweep", "working_set": "768 MiB", "content": "zero" });
+    let choice = serde_json::from_value(table).map_err(|error| in_words(&error))?;
+    let choice = WorkloadChoice::read(&choice).map_err(|error| in_words(&error))?;
+    let pages =
+        (kind()?.workload_pages)(RAM_BYTES / PAGE_BYTES).map_err(|least| format!("{least} pages are needed"))?;
+    let shape = Shape { pages, sectors: 0, filled_sectors: 0, vcpus: 1 };
+    let setup = MachineSetup {
+        begin: Begin::New,
+        ram: GuestRam::create(RAM_BYTES).map_err(|error| in_words(&error))?,
+        disk: None,
+        shape,
+        seed: 1,
+        streams: choice.build(&BuildContext::new(shape, 1)).map_err(|error| in_words(&error))?,
+        pacing: choice.pacing(),
+        recipe: serde_json::to_string(&choice).map_err(|error| in_words(&error))?,
+    };
+    (kind()?.build)(setup).map_err(|error| in_words(&error))
+}
+
+/// Writes a second of a guest that runs.
+fn rate(machine: &dyn Machine, span: Duration) -> f64 {
+    let read = || (machine.progress().units, machine.silence().last_beats[0]);
+    let (from, began) = read();
+    std::thread::sleep(span);
+    let (to, ended) = read();
+    (to - from) as f64 * 1e9 / ended.since(began).0.max(1) as f64
+}
+
+/// As [`rate`], for a guest that runs only meanwhile.
+fn rate_alone(machine: &dyn Machine, span: Duration) -> f64 {
+    machine.run();
+    // The first heartbeats after a pause tell of the time before it.
+    std::thread::sleep(FIRST_WRITES);
+    let rate = rate(machine, span);
+    machine.pause();
+    rate
+}
+
+/// Writes a second under our log.
+fn logged_by_us(machine: &dyn Machine) -> Result<f64, String> {
+    let mut log = (DIRTY_LOGS.entries[0].build)(machine.ram()).map_err(|error| in_words(&error))?;
+    log.arm().map_err(|error| in_words(&error))?;
+    std::thread::sleep(Duration::from_millis(10));
+    let logged = rate(machine, FIRST_WRITES);
+    log.disarm().map_err(|error| in_words(&error))?;
+    Ok(logged)
+}
+
+/// Writes a second under QEMU's log: its own migration, to somebody who reads nothing of it.
+fn logged_by_qemu(machine: &Arc<dyn Machine>) -> Result<f64, String> {
+    let own = OwnMove { memory: "qemu:precopy".to_owned(), parameters: BTreeMap::new(), disk: None };
+    let ends = machine.prepare_to_leave(&own).map_err(|error| in_words(&error))?;
+    let leaver = Arc::clone(machine);
+    let leaving = std::thread::spawn(move || leaver.leave_by_itself(&own).map(drop));
+    let begun = ends.memory.accept().and_then(|(mut stream, _)| {
+        // The log is armed before the first byte.
+        stream.read_exact(&mut [0; 4096])?;
+        Ok(stream)
+    });
+    let stream = begun.map_err(|error| in_words(&error))?;
+    std::thread::sleep(Duration::from_millis(10));
+    let logged = rate(&**machine, FIRST_WRITES);
+    drop(stream);
+    match leaving.join() {
+        Ok(Err(MachineError::Hypervisor(_))) => Ok(logged),
+        other => Err(format!("a migration that nobody read ended as {other:?}")),
+    }
+}
+
+/// A guest whose log was armed and is not, against one whose log never was; and the cost of a first write.
+pub fn qemu_tracking(options: &Options, tally: &mut Tally) -> Outcome {
+    let span = Duration::from_millis(if options.quick { 200 } else { 600 });
+    let (tracked, untouched) = (guest()?, guest()?);
+    let mut pairs = Vec::new();
+    for turn in 0..options.pairs(50) {
+        let mut both = [0.0; 2];
+        for side in [turn % 2, 1 - turn % 2] {
+            if side == 0 {
+                let mut log = (DIRTY_LOGS.entries[0].build)(tracked.ram()).map_err(|error| in_words(&error))?;
+                log.arm().map_err(|error| in_words(&error))?;
+                tracked.run();
+                std::thread::sleep(FIRST_WRITES);
+                tracked.pause();
+                log.disarm().map_err(|error| in_words(&error))?;
+            }
+            both[side] = rate_alone(&**[&tracked, &untouched][side], span) / 1e3;
+        }
+        pairs.push((both[0], both[1]));
+    }
+    tally.enter(&Figure {
+        name: "qemu guest's writes, log disarmed / never armed",
+        unit: "k writes/s",
+        pairs: &pairs,
+        limit: Limit::Least(0.98),
+    });
+    let (low, high) = interval(&pairs);
+    tally.note("95 % interval of the median", &format!("{low:.4} to {high:.4}"));
+    drop(untouched);
+    tracked.run();
+    let mut costs = Vec::new();
+    for _ in 0..options.pairs(25) {
+        let before = rate(&*tracked, span / 2);
+        let ours = logged_by_us(&*tracked)?;
+        let qemus = logged_by_qemu(&tracked)?;
+        let free = (before + rate(&*tracked, span / 2)) / 2.0;
+        costs.push((1e6 / ours - 1e6 / free, 1e6 / qemus - 1e6 / free));
+    }
+    tally.enter(&Figure {
+        name: "first write to a page: our log / QEMU's own",
+        unit: "us",
+        pairs: &costs,
+        limit: Limit::Most(2.0),
+    });
+    let (low, high) = interval(&costs);
+    tally.note("95 % interval of the median", &format!("{low:.3} to {high:.3}"));
+    match tracked.failure() {
+        None => Ok(()),
+        Some(why) => Err(why),
+    }
+}
