@@ -156,10 +156,11 @@ impl<U: Unit> UnitSet<U> {
     }
 
     fn fill(&mut self, extent: Extent, value: bool) {
+        let filled = if value { ALL } else { NONE };
         for (number, part) in self.parts(extent) {
             if part.end - part.start == LEAF_UNITS as usize {
-                self.share(number, if value { ALL } else { NONE });
-            } else {
+                self.share(number, filled);
+            } else if self.places[number] != filled {
                 self.own(number).view_bits_mut::<Lsb0>()[part].fill(value);
             }
         }
@@ -493,6 +494,17 @@ mod tests {
         set.insert_word(u64::MAX, 1);
         assert!(!set.insert(70) && !set.insert(u64::MAX) && !set.remove(511));
         assert_eq!(set.extents().collect::<Vec<_>>(), [Extent { start: 64, count: 6 }]);
+    }
+
+    #[test]
+    fn what_is_so_already_takes_no_memory() {
+        let part = Extent { start: 3, count: LEAF_UNITS };
+        let (mut empty, mut full) = (UnitSet::<Page>::empty(3 * LEAF_UNITS), UnitSet::<Page>::full(3 * LEAF_UNITS));
+        let before = [empty.leaves.len(), full.leaves.len()];
+        empty.remove_extent(part);
+        full.insert_extent(part);
+        assert_eq!([empty.leaves.len(), full.leaves.len()], before);
+        assert_eq!((empty.count(), full.count()), (0, 3 * LEAF_UNITS));
     }
 
     #[test]
