@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   0      record A, 4 KiB    magic, version, generation, geometry, which area is the set, its checksum,
-//!   4096   record B, 4 KiB      clean or not, the regions with intent, checksum
+//!   4096   record B, 4 KiB      clean or not, what the set is of, the regions with intent, checksum
 //!   8192   area A             the set as it was at a checkpoint, a bit a block, in sectors of 4 KiB
 //!          area B
 //! ```
@@ -47,7 +47,7 @@ const SECTOR_WORDS: u64 = SECTOR_BYTES as u64 / 8;
 const REGIONS_MAX: u64 = 16 << 10;
 /// The smallest region: what a crash costs for a single write.
 const REGION_BYTES_MIN: u64 = 1 << 20;
-/// Where the intents begin in a record, after nine numbers and the magic.
+/// Where the intents begin in a record, after the magic and ten numbers.
 const INTENTS_AT: usize = 128;
 /// So many new intents make the next flush a checkpoint.
 const INTENTS_MANY: u64 = 1024;
@@ -105,13 +105,11 @@ impl BitmapFile {
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             return Err(DiskError::InUse { path: path.to_owned() });
         }
-        let region_blocks = region_blocks(blocks, block_bytes);
-        let virgin =
-            Record { generation: 0, blocks, block_bytes, area: 0, checksum: 0, clean: false, intents: Vec::new() };
+        let virgin = Record::virgin(blocks, block_bytes, [0; 2]);
         let (record, areas, set, found) = match file.metadata().map_err(io("look at"))?.len() {
-            0 => (virgin, [(); 2].map(|()| Some(Area::empty(blocks))), UnitSet::empty(blocks), Found::New),
+            0 => (virgin, empty_areas(blocks), UnitSet::empty(blocks), Found::New),
             _ => {
-                let there = read(&file, &virgin, region_blocks).map_err(|why| match why {
+                let there = read(&file, &virgin, region_blocks(blocks, block_bytes)).map_err(|why| match why {
                     Unreadable::Alien => DiskError::AlienBitmap { path: path.to_owned() },
                     Unreadable::Io(error) => io("read")(error),
                 })?;
@@ -120,16 +118,58 @@ impl BitmapFile {
                 (there.record, areas, there.set, there.found)
             }
         };
+        Ok((Self::begin(path, file, record, areas, &set)?, set, found))
+    }
+
+    /// Creates the bitmap of a disk of so many blocks with a set of them, and says what that set is of.
+    ///
+    /// # Errors
+    /// There is a file of that name, or the host's I/O failed.
+    pub fn create(path: &Path, block_bytes: u64, about: [u64; 2], set: &UnitSet<Block>) -> Result<Self, DiskError> {
+        let file = File::options().read(true).write(true).create_new(true).open(path);
+        let file = file.map_err(DiskError::io("create", path))?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(DiskError::InUse { path: path.to_owned() });
+        }
+        let record = Record::virgin(set.len(), block_bytes, about);
+        Self::begin(path, file, record, empty_areas(set.len()), set)
+    }
+
+    fn begin(
+        path: &Path,
+        file: File,
+        record: Record,
+        areas: [Option<Area>; 2],
+        set: &UnitSet<Block>,
+    ) -> Result<Self, DiskError> {
+        let io = |what| DiskError::io(what, path);
+        let blocks = set.len();
         file.set_len(AREAS_AT + 2 * area_bytes(blocks)).map_err(io("size"))?;
-        let regions = blocks.div_ceil(region_blocks);
+        let region_blocks = region_blocks(blocks, record.block_bytes);
+        let intents = BlockBitmap::new(blocks.div_ceil(region_blocks));
         let log = Mutex::new(Log { file, record, areas, fresh: 0, broken: false });
-        let intents = BlockBitmap::new(regions);
         let this = BitmapFile { path: path.to_owned(), region_blocks, intents, writes: RwLock::new(()), log };
         // Twice: both records are then of this disk, and a torn one is told from one that never was.
         for _ in 0..2 {
-            this.checkpoint(false, || set.clone()).map_err(io("write"))?;
+            this.checkpoint(false, || Ok(set.clone())).map_err(io("write"))?;
         }
-        Ok((this, set, found))
+        Ok(this)
+    }
+
+    /// What the set in a file is said to be of, without a change to the file; `None` if it has no whole record.
+    pub fn about_of(path: &Path) -> Option<[u64; 2]> {
+        let file = File::open(path).ok()?;
+        let whole = [0, RECORD_BYTES as u64].into_iter().filter_map(|at| {
+            let mut bytes = [0; RECORD_BYTES];
+            file.read_exact_at(&mut bytes, at).ok()?;
+            Record::decode(&bytes)
+        });
+        whole.max_by_key(|record| record.generation).map(|record| record.about)
+    }
+
+    /// What the set is of, as it was said when the file was made.
+    pub fn about(&self) -> [u64; 2] {
+        self.log().record.about
     }
 
     /// The file.
@@ -143,6 +183,14 @@ impl BitmapFile {
     /// # Errors
     /// The host's I/O failed: then the write must not be made.
     pub fn intend(&self, extent: Extent) -> io::Result<Intent<'_>> {
+        self.intend_also(extent, || extent)
+    }
+
+    /// As [`BitmapFile::intend`]. Where that takes a durable record, all regions within `also` get their intent by it too.
+    ///
+    /// # Errors
+    /// As for [`BitmapFile::intend`].
+    pub fn intend_also(&self, extent: Extent, also: impl Fn() -> Extent) -> io::Result<Intent<'_>> {
         let regions = self.regions(extent);
         loop {
             let guard = self.writes.read().unwrap_or_else(PoisonError::into_inner);
@@ -156,10 +204,12 @@ impl BitmapFile {
                 continue;
             }
             let mut intents = self.intents.peek();
+            let before = intents.count();
             intents.insert_extent(regions);
+            intents.insert_extent(self.regions_within(also()));
             log.append(false, &intents)?;
-            log.fresh += regions.count;
-            self.intents.mark(regions);
+            log.fresh += intents.count() - before;
+            self.intents.merge(&intents);
         }
     }
 
@@ -183,14 +233,14 @@ impl BitmapFile {
     /// are no more writes after it.
     ///
     /// # Errors
-    /// The host's I/O failed. The file then stands for a larger set.
-    pub fn checkpoint(&self, clean: bool, set: impl FnOnce() -> UnitSet<Block>) -> io::Result<()> {
+    /// The set can't be had, or the host's I/O failed. The file then stands for a larger set.
+    pub fn checkpoint(&self, clean: bool, set: impl FnOnce() -> io::Result<UnitSet<Block>>) -> io::Result<()> {
         let mut log = self.log();
         let intents = self.intents.peek();
         self.intents.clear_all();
         // Those that saw an intent before have marked when this is to be had; those that come later see none.
         drop(self.writes.write().unwrap_or_else(PoisonError::into_inner));
-        if let Err(error) = log.write_set(set()) {
+        if let Err(error) = set().and_then(|set| log.write_set(set)) {
             // The record in force still has them.
             self.intents.merge(&intents);
             return Err(error);
@@ -207,6 +257,12 @@ impl BitmapFile {
     fn regions(&self, extent: Extent) -> Extent {
         let start = extent.start / self.region_blocks;
         Extent { start, count: extent.end().div_ceil(self.region_blocks) - start }
+    }
+
+    /// The regions of which the extent covers every block.
+    fn regions_within(&self, extent: Extent) -> Extent {
+        let start = extent.start.div_ceil(self.region_blocks);
+        Extent { start, count: (extent.end() / self.region_blocks).saturating_sub(start) }
     }
 }
 
@@ -259,10 +315,15 @@ struct Record {
     area: u32,
     checksum: u32,
     clean: bool,
+    about: [u64; 2],
     intents: Vec<u8>,
 }
 
 impl Record {
+    fn virgin(blocks: u64, block_bytes: u64, about: [u64; 2]) -> Self {
+        Record { generation: 0, blocks, block_bytes, area: 0, checksum: 0, clean: false, about, intents: Vec::new() }
+    }
+
     fn encode(&self) -> [u8; RECORD_BYTES] {
         let mut bytes = [0; RECORD_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
@@ -275,6 +336,8 @@ impl Record {
             self.checksum.into(),
             self.clean.into(),
             self.intents.len() as u64,
+            self.about[0],
+            self.about[1],
         ];
         for (place, number) in bytes[8..].chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
@@ -303,6 +366,7 @@ impl Record {
             area: u32::try_from(number(4)?).ok().filter(|area| *area < 2)?,
             checksum: u32::try_from(number(5)?).ok()?,
             clean: number(6)? == 1,
+            about: [number(8)?, number(9)?],
             intents: intents.to_vec(),
         })
     }
@@ -358,6 +422,7 @@ enum Unreadable {
 /// What an existing file stands for.
 fn read(file: &File, virgin: &Record, region_blocks: u64) -> Result<There, Unreadable> {
     let torn = |generation| {
+        // Whatever it was of, it is not that any more.
         let record = Record { generation, ..virgin.clone() };
         Ok(There { record, area: None, set: UnitSet::full(virgin.blocks), found: Found::Torn })
     };
@@ -421,6 +486,10 @@ fn area_sectors(blocks: u64) -> u64 {
 /// A bit a block, in whole sectors.
 fn area_bytes(blocks: u64) -> u64 {
     area_sectors(blocks) * SECTOR_BYTES as u64
+}
+
+fn empty_areas(blocks: u64) -> [Option<Area>; 2] {
+    [(); 2].map(|()| Some(Area::empty(blocks)))
 }
 
 /// The sectors' checksums of an area without a bit.

@@ -1,15 +1,16 @@
 //! Volumes, write tracking by block bitmap, the NBD export, and the strategies that move disks.
 //!
 //! Reading order: [`guest_disk`] (what a guest does to its disk), [`bitmap`], [`bitmap_file`] (how it outlives a crash),
-//! [`volume`] (an image file with its bitmaps, and the merge rules of the pull phase), [`content_index`] (what it holds, by
-//! content), [`export`] (a volume as seen by the other host), [`strategy`] and [`strategies`] (what to push when),
-//! [`limited`] (how much of the link that may take).
+//! [`volume`] (an image file with its bitmaps, and the merge rules of the pull phase), [`copy_record`] (what of a copy
+//! outlives a crash), [`content_index`] (what it holds, by content), [`export`] (a volume as seen by the other host),
+//! [`strategy`] and [`strategies`] (what to push when), [`limited`] (how much of the link that may take).
 
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
 pub mod bitmap_file;
 pub mod content_index;
+pub mod copy_record;
 pub mod error;
 pub mod export;
 pub mod guest_disk;
@@ -22,6 +23,7 @@ pub mod volume;
 pub use bitmap::BlockBitmap;
 pub use bitmap_file::{BitmapFile, Found};
 pub use content_index::{ContentIndex, DIGEST_BYTES, digests};
+pub use copy_record::CopyRecord;
 pub use error::DiskError;
 pub use export::{CONTEXT_DIRTY, IncomingExport, OutgoingExport, VolumeExport};
 pub use guest_disk::GuestDisk;

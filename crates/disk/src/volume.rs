@@ -26,6 +26,7 @@
 //! | source      | [`take`](Volume::take), [`read_blocks`](Volume::read_blocks) | each round of push                    |
 //! | destination | [`arrive`](Volume::arrive)                             | each block that comes, pushed or fetched    |
 //! | source      | [`drain`](Volume::drain), `take`, [`disarm`](Volume::disarm) | the guest is paused                   |
+//! | source      | [`stand_by`](Volume::stand_by) instead of `disarm`     | the attempt has failed, and another is to come |
 //! | destination | [`begin_pull`](Volume::begin_pull), or [`begin_visit`](Volume::begin_visit) with nothing missing, or [`begin_remote`](Volume::begin_remote) | before the guest runs |
 //!
 //! Outside the pull phase reads and writes take no lock; in it, only those that meet a missing block do (`pull`).
@@ -172,7 +173,7 @@ impl Volume {
     /// # Errors
     /// The host's I/O failed: the file then stands for more than was written.
     pub fn close_bitmap(&self) -> io::Result<()> {
-        self.kept.as_ref().map_or(Ok(()), |kept| kept.checkpoint(true, || self.dirty.blocks.peek()))
+        self.kept.as_ref().map_or(Ok(()), |kept| kept.checkpoint(true, || Ok(self.dirty.blocks.peek())))
     }
 
     fn over(image: Image, block_bytes: u64) -> Self {
@@ -184,7 +185,7 @@ impl Volume {
             dirty: Recorder::off(blocks),
             fresh: Recorder::off(blocks),
             counters: Counters::default(),
-            arrivals: RwLock::new(Arrivals::Wanted),
+            arrivals: RwLock::new(Arrivals::Wanted(None)),
             pulling: AtomicBool::new(false),
             lent: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
@@ -249,6 +250,12 @@ impl Volume {
     pub fn disarm(&self) {
         self.dirty.on.store(false, SeqCst);
         self.dirty.blocks.clear_all();
+        self.stand_by();
+    }
+
+    /// Stops counting and mirroring for a migration that has failed, but goes on recording: another attempt begins with what
+    /// [`Volume::take`] then hands over.
+    pub fn stand_by(&self) {
         self.end_counts();
         self.end_mirror();
     }
@@ -415,7 +422,7 @@ impl Volume {
         match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
             Arrivals::Merged(pull) => Some(Detour::Pull(Arc::clone(pull))),
             Arrivals::Remote(disk) => Some(Detour::Remote(Arc::clone(disk))),
-            Arrivals::Wanted | Arrivals::Late => None,
+            Arrivals::Wanted(_) | Arrivals::Late => None,
         }
     }
 
@@ -475,7 +482,7 @@ impl GuestDisk for Volume {
             Some(Detour::Pull(_)) | None => self.image.flush()?,
         }
         match &self.kept {
-            Some(kept) if kept.wants_checkpoint() => kept.checkpoint(false, || self.dirty.blocks.peek()),
+            Some(kept) if kept.wants_checkpoint() => kept.checkpoint(false, || Ok(self.dirty.blocks.peek())),
             _ => Ok(()),
         }
     }

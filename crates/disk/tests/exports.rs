@@ -66,7 +66,7 @@ async fn a_disk_moves_over_nbd() {
     // The destination has a stale image of an earlier visit.
     destination.receive(0, &vec![0xee; (BLOCKS * BLOCK_BYTES) as usize]).unwrap();
     source.receive(0, &vec![1; 50 * BLOCK_BYTES as usize]).unwrap();
-    destination.begin_receive();
+    destination.begin_receive(None);
     source.arm();
 
     let arrived = Arc::new(AtomicU64::new(0));
@@ -145,7 +145,7 @@ fn an_incoming_export_takes_whole_blocks() {
     volume.begin_visit();
     export.write(2 * BLOCK_BYTES, &block, false).unwrap();
     assert_eq!(volume.dropped(), 1, "a late arrival overwrote the guest's disk");
-    volume.begin_receive();
+    volume.begin_receive(None);
     volume.begin_pull(UnitSet::from_extents(BLOCKS, [Extent { start: 4, count: 2 }]), Arc::new(|_| ()));
     assert_eq!(export.try_write_now(4 * BLOCK_BYTES, &block).unwrap(), Now::WouldBlock);
     export.write_zeroes(4 * BLOCK_BYTES, 4 * BLOCK_BYTES, zero).unwrap();

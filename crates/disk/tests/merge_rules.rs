@@ -359,7 +359,7 @@ fn an_overwrite_wins_over_a_racing_arrival() {
     let whole = |fill| vec![fill; LARGE as usize];
     let stale_reads = AtomicU64::new(0);
     for turn in 0..60 {
-        volume.begin_receive();
+        volume.begin_receive(None);
         (0..COUNT).for_each(|block| volume.receive(block * LARGE, &whole(STALE)).unwrap());
         volume.begin_pull(UnitSet::full(COUNT), Arc::new(|_| ()));
         let begin = Barrier::new(3);

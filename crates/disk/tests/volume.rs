@@ -96,7 +96,7 @@ fn a_return_takes_what_is_fresh() {
     let (home, away) = (volume(&folder, "home.raw"), volume(&folder, "away.raw"));
     home.receive(0, &vec![3; 20 * BLOCK_BYTES as usize]).unwrap();
     assert_eq!(home.fresh().count(), BLOCKS, "a guest that came from nowhere has no image elsewhere");
-    away.begin_receive();
+    away.begin_receive(None);
     home.arm();
     copy(&home, &away, &home.fresh());
     away.begin_visit();
@@ -112,7 +112,7 @@ fn a_return_takes_what_is_fresh() {
     away.disarm();
     assert_eq!(members(&away.fresh()), [3, 40]);
 
-    home.begin_receive();
+    home.begin_receive(None);
     away.arm();
     copy(&away, &home, &away.fresh());
     away.write(41 * BLOCK_BYTES, &[7; 100]).unwrap();

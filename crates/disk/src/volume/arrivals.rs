@@ -2,7 +2,7 @@
 //!
 //! | state  | since                                  | `receive` | `arrive`                          |
 //! |--------|----------------------------------------|-----------|-----------------------------------|
-//! | wanted | the volume's making, `begin_receive`   | stored    | stored                            |
+//! | wanted | the volume's making, `begin_receive`   | stored    | stored, and put on the copy's record if there is one |
 //! | merged | `begin_pull`                           | refused   | stored where missing, else dropped |
 //! | late   | `begin_visit`: the guest came whole    | refused   | dropped                           |
 //! | remote | `begin_remote`: its disk stayed        | refused   | dropped                           |
@@ -13,7 +13,10 @@ use super::image::Content;
 use super::pull::{Fetch, Pull};
 use super::remote::RemoteDisk;
 use super::{A_HOLE_WILL_DO, Volume, invalid};
+use crate::copy_record::CopyRecord;
+use crate::error::DiskError;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, PoisonError, TryLockError};
 use whimbrel_model::{Block, Extent, UnitSet};
@@ -21,8 +24,8 @@ use whimbrel_nbd::Now;
 
 /// What becomes of blocks that arrive.
 pub(super) enum Arrivals {
-    /// All are stored: the guest is not here.
-    Wanted,
+    /// All are stored: the guest is not here. What has arrived may be recorded.
+    Wanted(Option<Arc<CopyRecord>>),
     /// The guest is here, and blocks are (or were) missing.
     Merged(Arc<Pull>),
     /// The guest is here, and nothing was missing when it came.
@@ -34,7 +37,8 @@ pub(super) enum Arrivals {
 impl std::fmt::Debug for Arrivals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Arrivals::Wanted => f.write_str("wanted"),
+            Arrivals::Wanted(None) => f.write_str("wanted"),
+            Arrivals::Wanted(Some(_)) => f.write_str("wanted and recorded"),
             Arrivals::Merged(pull) => write!(f, "merged, {} missing", pull.missing()),
             Arrivals::Late => f.write_str("late"),
             Arrivals::Remote(_) => f.write_str("remote"),
@@ -44,11 +48,34 @@ impl std::fmt::Debug for Arrivals {
 
 impl Volume {
     /// Makes the volume expect a guest: what arrives is stored as it is. The image of an earlier visit is kept and updated.
+    /// `record`: where what has arrived is written down.
     ///
     /// # Panics
     /// A guest's request is in flight: the guest is still here.
-    pub fn begin_receive(&self) {
-        self.change_to(Arrivals::Wanted);
+    pub fn begin_receive(&self, record: Option<Arc<CopyRecord>>) {
+        self.change_to(Arrivals::Wanted(record));
+    }
+
+    /// Makes the image durable as it is, and then a record of it as a copy that lacks these blocks; `about` is what it is of.
+    ///
+    /// # Errors
+    /// There is a file of that name, or the host's I/O failed.
+    pub fn create_record(
+        &self,
+        path: &Path,
+        about: [u64; 2],
+        lacking: &UnitSet<Block>,
+    ) -> Result<CopyRecord, DiskError> {
+        self.image.flush().map_err(DiskError::io("flush", self.path()))?;
+        CopyRecord::create(path, self.block_bytes, about, lacking)
+    }
+
+    /// Ends a record in order: it is exact when it is opened again. Nothing may arrive any more.
+    ///
+    /// # Errors
+    /// The host's I/O failed: the record then stands for less than is here.
+    pub fn close_record(&self, record: &CopyRecord) -> io::Result<()> {
+        record.checkpoint(true, || self.image.flush())
     }
 
     /// The guest came and nothing is missing: from now on [`Volume::fresh`] records what it writes, and late arrivals are
@@ -98,7 +125,7 @@ impl Volume {
     pub fn receive(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.covering(offset, data.len() as u64)?;
         match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
-            Arrivals::Wanted => self.image.write(offset, Content::Data(data)),
+            Arrivals::Wanted(_) => self.image.write(offset, Content::Data(data)),
             Arrivals::Merged(_) | Arrivals::Late | Arrivals::Remote(_) => Err(invalid(format!(
                 "{} is its guest's: the host writes no more than arriving blocks to it",
                 self.path().display()
@@ -131,8 +158,12 @@ impl Volume {
     pub(crate) fn store(&self, extent: Extent, content: Content<'_>) -> io::Result<Vec<(u64, u64)>> {
         let arrivals = self.arrivals.read().unwrap_or_else(PoisonError::into_inner);
         match &*arrivals {
-            Arrivals::Wanted => {
-                self.image.write(extent.start * self.block_bytes, content)?;
+            Arrivals::Wanted(record) => {
+                let write = || self.image.write(extent.start * self.block_bytes, content);
+                match record {
+                    None => write()?,
+                    Some(record) => record.storing(extent, write, || self.image.flush())?,
+                }
                 Ok(Vec::new())
             }
             Arrivals::Merged(pull) => {
@@ -159,7 +190,13 @@ impl Volume {
             Err(TryLockError::WouldBlock) => return Ok(Now::WouldBlock),
         };
         match &*arrivals {
-            Arrivals::Wanted => self.image.try_write_now(extent.start * self.block_bytes, data),
+            Arrivals::Wanted(record) => {
+                let write = || self.image.try_write_now(extent.start * self.block_bytes, data);
+                match record {
+                    None => write(),
+                    Some(record) => record.try_storing_now(extent, write),
+                }
+            }
             Arrivals::Merged(_) | Arrivals::Late | Arrivals::Remote(_) => Ok(Now::WouldBlock),
         }
     }
@@ -194,7 +231,7 @@ impl Volume {
     fn merging<T>(&self, look: impl FnOnce(&Pull) -> T) -> Option<T> {
         match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
             Arrivals::Merged(pull) => Some(look(pull)),
-            Arrivals::Wanted | Arrivals::Late | Arrivals::Remote(_) => None,
+            Arrivals::Wanted(_) | Arrivals::Late | Arrivals::Remote(_) => None,
         }
     }
 }

@@ -1,0 +1,156 @@
+//! The record of a copy: after a crash, of the process or of the host, no block counts as here that isn't, as it was sent last.
+
+use proptest::prelude::*;
+use std::cell::RefCell;
+use std::path::Path;
+use whimbrel_disk::CopyRecord;
+use whimbrel_model::{Block, Extent, UnitSet};
+
+const BLOCK: u64 = 4096;
+/// 16 regions of 1 MiB.
+const BLOCKS: u64 = 4096;
+const ABOUT: [u64; 2] = [2, 77];
+
+/// An image whose host may lose its power: a block holds the number of the arrival that wrote it.
+#[derive(Clone)]
+struct Image {
+    /// What a process that is started anew finds.
+    cached: Vec<u64>,
+    /// What a flush has made durable.
+    durable: Vec<u64>,
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Arrive(Extent),
+    /// The image takes a part of it, and fails.
+    Fail(Extent),
+    Checkpoint,
+}
+
+fn extents() -> impl Strategy<Value = Extent> {
+    (0..BLOCKS, prop_oneof![1u64..8, 100u64..600])
+        .prop_map(|(start, count)| Extent { start, count: count.min(BLOCKS - start) })
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        12 => extents().prop_map(Act::Arrive),
+        1 => extents().prop_map(Act::Fail),
+        2 => Just(Act::Checkpoint),
+    ];
+    prop::collection::vec(act, 1..40)
+}
+
+fn open(path: &Path) -> CopyRecord {
+    CopyRecord::open(path, BLOCKS, BLOCK).unwrap().expect("it is whole")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_not_lacking_after_a_crash_is_as_it_was_sent_last(
+        acts in acts(),
+        again in acts(),
+        had in prop::collection::vec(extents(), 0..3),
+        loses_power in any::<bool>(),
+        survives in prop::collection::vec(any::<bool>(), 64),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.copy");
+        let mut lacking = UnitSet::<Block>::full(BLOCKS);
+        had.iter().for_each(|extent| lacking.remove_extent(*extent));
+        let image = RefCell::new(Image { cached: vec![0; BLOCKS as usize], durable: vec![0; BLOCKS as usize] });
+        // What was acknowledged last, and what no answer came to.
+        let mut sent: Vec<Option<u64>> = vec![Some(0); BLOCKS as usize];
+        lacking.iter().for_each(|block| sent[block as usize] = None);
+        drop(CopyRecord::create(&path, BLOCK, ABOUT, &lacking).unwrap());
+        let mut number = 0;
+        for acts in [acts, again] {
+            let record = open(&path);
+            prop_assert_eq!(record.about(), ABOUT);
+            for block in (0..BLOCKS).filter(|block| !record.lacking().contains(*block)) {
+                let held = image.borrow().cached[block as usize];
+                prop_assert_eq!(Some(held), sent[block as usize], "block {}", block);
+            }
+            let flush = || {
+                let mut image = image.borrow_mut();
+                image.durable = image.cached.clone();
+                Ok(())
+            };
+            for act in acts {
+                number += 1;
+                match act {
+                    Act::Arrive(extent) => {
+                        let store = || {
+                            extent.indices().for_each(|block| image.borrow_mut().cached[block as usize] = number);
+                            Ok(())
+                        };
+                        record.storing(extent, store, flush).unwrap();
+                        extent.indices().for_each(|block| sent[block as usize] = Some(number));
+                    }
+                    Act::Fail(extent) => {
+                        let store = || {
+                            image.borrow_mut().cached[extent.start as usize] = number;
+                            Err(std::io::Error::other("no space"))
+                        };
+                        prop_assert!(record.storing(extent, store, flush).is_err());
+                        extent.indices().for_each(|block| sent[block as usize] = None);
+                        prop_assert!(record.lacking().count_in(extent) == extent.count);
+                    }
+                    Act::Checkpoint => record.checkpoint(false, flush).unwrap(),
+                }
+            }
+            // No orderly end. Where the power goes, some of what was not flushed is gone.
+            if loses_power {
+                let mut image = image.borrow_mut();
+                for block in 0..BLOCKS as usize {
+                    if !survives[block % survives.len()] {
+                        image.cached[block] = image.durable[block];
+                    }
+                }
+            }
+        }
+        let record = open(&path);
+        for block in (0..BLOCKS).filter(|block| !record.lacking().contains(*block)) {
+            prop_assert_eq!(Some(image.borrow().cached[block as usize]), sent[block as usize], "block {}", block);
+        }
+    }
+}
+
+#[test]
+fn what_arrives_in_order_is_not_lacking_after_a_crash_but_for_the_last_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.copy");
+    let record = CopyRecord::create(&path, BLOCK, ABOUT, &UnitSet::full(BLOCKS)).unwrap();
+    let flushes = std::cell::Cell::new(0);
+    let flush = || {
+        flushes.set(flushes.get() + 1);
+        Ok(())
+    };
+    for start in (0..3000).step_by(8) {
+        record.storing(Extent { start, count: 8 }, || Ok(()), flush).unwrap();
+    }
+    assert_eq!(record.lacking().extents().collect::<Vec<_>>(), [Extent { start: 3000, count: BLOCKS - 3000 }]);
+    assert!((10..60).contains(&flushes.get()), "{} flushes", flushes.get());
+    drop(record);
+    assert_eq!(CopyRecord::about_of(&path), Some(ABOUT));
+    let lacking = open(&path).lacking();
+    assert_eq!(lacking.next(0), Some(2816), "all of the regions before was flushed and written down");
+    assert_eq!(lacking.count(), BLOCKS - 2816);
+}
+
+#[test]
+fn of_a_record_that_is_torn_nothing_is_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.copy");
+    drop(CopyRecord::create(&path, BLOCK, ABOUT, &UnitSet::empty(BLOCKS)).unwrap());
+    let mut bytes = std::fs::read(&path).unwrap();
+    for at in [20, 4096 + 20] {
+        bytes[at] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(CopyRecord::open(&path, BLOCKS, BLOCK).unwrap().is_none());
+        bytes[at] ^= 1;
+    }
+}
