@@ -9,5 +9,7 @@ mod breaks;
 mod disk_full;
 #[path = "faults/proxy.rs"]
 mod proxy;
+#[path = "faults/resumed.rs"]
+mod resumed;
 #[path = "contract/sample.rs"]
 mod sample;

@@ -164,6 +164,7 @@ pub fn row_line(row: &Row) -> String {
     let mut words = vec![format!("  {}", outcome_word(report.outcome))];
     words.extend((row.guest > 0).then(|| format!("guest {}", row.guest)));
     words.extend((row.trip > 0).then(|| format!("trip {}", row.trip)));
+    words.extend((row.attempt > 0).then(|| format!("attempt {}", row.attempt)));
     words.extend(report.reason.as_ref().map(|reason| format!("({reason})")));
     words.extend(time("downtime", report.downtime_ns));
     words.extend(time("total", report.total_ns));

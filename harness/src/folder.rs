@@ -36,6 +36,7 @@ struct Line<'a> {
     trial: u32,
     guest: u32,
     trip: u32,
+    attempt: u32,
     #[serde(flatten)]
     recorded: &'a whimbrel_model::Recorded,
 }
@@ -98,7 +99,8 @@ impl Folder {
     /// The file system's.
     pub fn keep(&mut self, row: &Row, trip: &Trip) -> anyhow::Result<()> {
         for recorded in &trip.events {
-            let line = Line { cell: &row.cell, trial: row.trial, guest: row.guest, trip: row.trip, recorded };
+            let (trial, guest, trip, attempt) = (row.trial, row.guest, row.trip, row.attempt);
+            let line = Line { cell: &row.cell, trial, guest, trip, attempt, recorded };
             serde_json::to_writer(&mut self.events, &line)?;
             self.events.write_all(b"\n")?;
         }

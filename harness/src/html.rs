@@ -242,7 +242,7 @@ fn all_rows(rows: &[Row]) -> String {
     let data: String = rows.iter().map(|r| serde_json::to_string(r).expect("a row is plain data") + "\n").collect();
     let link = data_link("every field of every row (JSON lines)", "application/x-ndjson", &data);
     let mut text = format!(
-        "<h2>Rows</h2><p>{link}</p><div class=wide><table><tr><th class=word>cell<th>trial<th>guest<th>trip<th class=word>outcome\
+        "<h2>Rows</h2><p>{link}</p><div class=wide><table><tr><th class=word>cell<th>trial<th>guest<th>trip<th>attempt<th class=word>outcome\
          <th class=word>ended by<th>downtime<th>predicted<th>total<th>bytes<th>rounds<th>faults<th class=word>memory<th class=word>disk"
     );
     for row in rows {
@@ -260,12 +260,13 @@ fn all_rows(rows: &[Row]) -> String {
         let class = |bad: bool| if bad { "word bad" } else { "word" };
         let _ = write!(
             text,
-            "<tr><td class=word>{}<td>{}<td>{}<td>{}<td class='{}'>{}{reason}<td class=word>{ended}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}\
+            "<tr><td class=word>{}<td>{}<td>{}<td>{}<td>{}<td class='{}'>{}{reason}<td class=word>{ended}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}\
              <td class='{}'>{}<td class='{}'>{}",
             escape(&row.cell),
             row.trial,
             row.guest,
             row.trip,
+            row.attempt,
             class(r.outcome != Outcome::Completed),
             outcome_word(r.outcome),
             time(r.downtime_ns),

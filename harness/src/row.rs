@@ -17,6 +17,8 @@ pub struct Row {
     pub trial: u32,
     pub guest: u32,
     pub trip: u32,
+    #[serde(default)]
+    pub attempt: u32,
     pub seed: u64,
     pub machine: String,
     pub accelerator: String,
@@ -40,6 +42,7 @@ impl Row {
             trial,
             guest: trip.guest,
             trip: trip.trip,
+            attempt: trip.attempt,
             seed: experiment.trial_seed(trial),
             machine: setting.guest.machine.to_owned(),
             accelerator: trip.accelerator.clone(),
@@ -69,8 +72,17 @@ impl Row {
     /// The row as JSON, and the numbers in it that a summary can sum up, by their path in the catalogue.
     pub fn numbers(&self) -> Vec<(&'static str, Option<f64>)> {
         let value = serde_json::to_value(self).expect("a row is plain data");
-        let fixed =
-            ["trial", "guest", "trip", "seed", "ram_bytes", "disk_bytes", "page_size_bytes", "block_size_bytes"];
+        let fixed = [
+            "trial",
+            "guest",
+            "trip",
+            "attempt",
+            "seed",
+            "ram_bytes",
+            "disk_bytes",
+            "page_size_bytes",
+            "block_size_bytes",
+        ];
         let numeric = |unit: &str| !["text", "map", "list", "flag"].contains(&unit);
         let listed = |name: &str| name.starts_with("rounds.") || name.starts_with("links.");
         let summed = METRICS.iter().filter(|m| numeric(m.unit) && !fixed.contains(&m.name) && !listed(m.name));

@@ -68,7 +68,8 @@ pub fn run(
     Ok(finished)
 }
 
-/// One trip for each guest and trip of the cell, in order: those that were made, and a failed one for each of the rest.
+/// At least one trip for each guest and trip of the cell, in order: those that were made, attempt by attempt, and a failed one
+/// for each of the rest.
 fn complete(cell: &Cell, made: Result<Vec<Trip>, String>) -> Vec<Trip> {
     let (mut made, why) = match made {
         Ok(made) => (made, "it was not made: the trip before it left the guest elsewhere".to_owned()),
@@ -77,10 +78,12 @@ fn complete(cell: &Cell, made: Result<Vec<Trip>, String>) -> Vec<Trip> {
     let guest = &cell.setting.guest;
     let mut trips = Vec::new();
     for (number, trip) in (0..guest.count).flat_map(|g| (0..guest.trips).map(move |t| (g, t))) {
-        match made.iter().position(|m| (m.guest, m.trip) == (number, trip)) {
-            Some(at) => trips.push(made.swap_remove(at)),
-            None => trips.push(failed(cell, number, trip, &why)),
+        let mut attempts: Vec<Trip> = made.extract_if(.., |m| (m.guest, m.trip) == (number, trip)).collect();
+        attempts.sort_by_key(|attempt| attempt.attempt);
+        if attempts.is_empty() {
+            attempts.push(failed(cell, number, trip, &why));
         }
+        trips.append(&mut attempts);
     }
     trips
 }
@@ -98,7 +101,8 @@ fn failed(cell: &Cell, guest: u32, trip: u32, why: &str) -> Trip {
     };
     let unknown = "unknown".to_owned();
     let events = vec![Recorded { at_ns: Nanos(0), host: Mark::Source, event }];
-    Trip { guest, trip, accelerator: unknown.clone(), placement: unknown, own: None, events, facts }
+    let (accelerator, placement) = (unknown.clone(), unknown);
+    Trip { guest, trip, attempt: 0, accelerator, placement, own: None, events, facts }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub trait Trials {
     /// [`crate::BadInput`] where the experiment asks for what these hosts can't do.
     fn prepare(&mut self, experiment: &Experiment) -> anyhow::Result<()>;
 
-    /// Makes one trial: every guest of the cell, every trip. Blocks until it is over, and calls `progress` at least every
+    /// Makes one trial: every guest of the cell, every trip, every attempt at it. Blocks until it is over, and calls `progress` at least every
     /// second meanwhile. The order of the trips returned doesn't matter, and those that were not made may be missing.
     ///
     /// # Errors
@@ -55,6 +55,8 @@ pub struct Trip {
     pub guest: u32,
     /// The trip, from 0.
     pub trip: u32,
+    /// The attempt at it, from 0.
+    pub attempt: u32,
     /// What executes the guest: `none`, `tcg` or `kvm`.
     pub accelerator: String,
     /// Where the hosts are: `one-host` or `two-hosts`.
@@ -162,16 +164,17 @@ impl Trials for RealTrials {
             let _watch = HangUp::watch(&self.interrupt, &hosts);
             make(request, &hosts, &mut self.controls, progress)
         };
-        let failed = |(_, _, trip): &(u32, u32, session::Trip)| trip.facts.outcome == Some(Outcome::Failed);
+        let failed = |(_, trip): &(u32, session::Trip)| trip.facts.outcome == Some(Outcome::Failed);
         if made.as_ref().map_or(true, |made| made.iter().any(failed))
             && let Place::Embedded(embedded) = &mut self.place
         {
             // Whatever state the children are in, the next trial begins with new ones.
             embedded.end();
         }
-        let named = |(guest, trip, made): (u32, u32, session::Trip)| Trip {
+        let named = |(guest, made): (u32, session::Trip)| Trip {
             guest,
-            trip,
+            trip: made.trip,
+            attempt: made.attempt,
             accelerator: made.accelerator,
             own: made.own,
             placement: placement.to_owned(),
@@ -200,7 +203,7 @@ fn make(
     hosts: &Hosts,
     controls: &mut HashMap<String, Control>,
     progress: &mut dyn FnMut(Progress),
-) -> anyhow::Result<Vec<(u32, u32, session::Trip)>> {
+) -> anyhow::Result<Vec<(u32, session::Trip)>> {
     let setting = &request.cell.setting;
     let plans: Vec<TrialPlan> = (0..setting.guest.count).map(|guest| plan(request, guest)).collect();
     let stage = |stage| Progress { stage, ..Progress::default() };
@@ -231,7 +234,7 @@ fn make(
         let mut trips = Vec::new();
         for (guest, moved) in (0..).zip(moving) {
             let moved = moved.join().map_err(|_| anyhow::anyhow!("the trial of guest {guest} panicked"))?;
-            trips.extend((0..).zip(moved).map(|(trip, made)| (guest, trip, made)));
+            trips.extend(moved.into_iter().map(|made| (guest, made)));
         }
         Ok(trips)
     })
@@ -294,6 +297,7 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
         settle: of.settle.into(),
         tail: setting.energy.after.into(),
         trips: of.trips,
+        attempts: of.attempts,
         verify: request.verify,
         energy: Some(EnergyPlan {
             spec: setting.energy.spec(),

@@ -66,8 +66,8 @@ fn a_return_sends_exactly_the_fresh_blocks() {
         let (memory, disk) = (json!({"schedule": "stop-and-copy"}), json!({"strategy": strategy}));
         let spec = guest(seed, 2, busy());
         here.begin(&spec);
-        let out = carry(&here, &there, pair.destination.address, &spec, &movement(memory.clone(), disk.clone()));
-        completed(&out);
+        let out = movement(memory.clone(), disk.clone());
+        completed(&carry(&here, &there, pair.destination.address, &spec, &out));
         // A guest that is stopped writes nothing while it moves: what it sends is what was fresh before.
         there.stop();
         let arrived = there.verified().operations;
@@ -79,7 +79,7 @@ fn a_return_sends_exactly_the_fresh_blocks() {
             }
         }
         let mut back = movement(memory, disk);
-        back.incremental = true;
+        back.earlier = vec![out.session];
         let back = carry(&there, &here, pair.source.address, &spec, &back);
         completed(&back);
         let fresh = back.0.missing_blocks.expect("the guest has a disk");
@@ -222,7 +222,7 @@ fn a_second_attempt_moves_everything_that_the_first_did_not() {
         // And back: a failed return leaves what is fresh as fresh as it was.
         let back = |movement: &whimbrel_migration::commands::MoveSpec| {
             let mut back = movement.clone();
-            (back.incremental, back.session) = (true, back.session ^ 1 << 20);
+            (back.earlier, back.session) = (vec![good.session], back.session ^ 1 << 20);
             carry(&there, &here, pair.source.address, &spec, &back)
         };
         let (left, _) = back(&fails);
@@ -298,12 +298,13 @@ fn of_content_that_the_destination_holds_only_digests_cross() {
     let spec = guest(1, 2, json!({"use": "disk-write", "rate": "4 MiB/s"}));
     here.begin(&spec);
     let by_content = || movement(json!({"schedule": "stop-and-copy"}), json!({"preset": "capsules-cow"}));
-    let out = carry(&here, &there, pair.destination.address, &spec, &by_content());
+    let first = by_content();
+    let out = carry(&here, &there, pair.destination.address, &spec, &first);
     completed(&out);
     assert_eq!(sent(&out.0.events, Family::Disk).first_units, BLOCKS);
     // The way back to the image of the first visit, by a move that is told nothing of it: every block is offered.
     let back = by_content();
-    let kept = MoveSpec { incremental: true, ..back.clone() };
+    let kept = MoveSpec { earlier: vec![first.session], ..back.clone() };
     here.done(&Command::Receive { spec: spec.clone(), movement: kept });
     there.tell(&Command::Migrate { to: pair.source.address, movement: back });
     let left = there.ended();
@@ -325,21 +326,19 @@ fn a_disk_that_remains_comes_home_as_it_left_and_no_other_way() {
     let (here, there) = pair.desks();
     let spec = guest(1, 2, busy());
     here.begin(&spec);
-    let remote = |incremental| {
-        let mut movement = movement(json!({}), json!({"preset": "shared"}));
-        movement.incremental = incremental;
-        movement
-    };
-    let out = carry(&here, &there, pair.destination.address, &spec, &remote(false));
+    let first = movement(json!({}), json!({"preset": "shared"}));
+    let out = carry(&here, &there, pair.destination.address, &spec, &first);
     completed(&out);
     assert_eq!((out.0.missing_blocks, sent(&out.0.events, Family::Disk).units()), (Some(0), 0));
     // It works on, on a disk that is elsewhere.
     assert!(there.runs());
     let mut otherwise = movement(json!({}), json!({"strategy": "three-phase"}));
-    otherwise.incremental = true;
+    otherwise.earlier = vec![first.session];
     let reason = here.refused(&Command::Receive { spec: spec.clone(), movement: otherwise });
     assert!(reason.contains("remains"), "{reason}");
-    let back = carry(&there, &here, pair.source.address, &spec, &remote(true));
+    let mut home = movement(json!({}), json!({"preset": "shared"}));
+    home.earlier = vec![first.session];
+    let back = carry(&there, &here, pair.source.address, &spec, &home);
     completed(&back);
     judged(&here, Some(&there));
     assert_eq!(here.verified().disk, whimbrel_machine::Verdict::Equal);

@@ -123,7 +123,8 @@ pub fn movement(memory: serde_json::Value, disk: serde_json::Value) -> MoveSpec 
         own: None,
         disk: super::choice(disk),
         coordinator: CoordinatorChoice::default(),
-        incremental: false,
+        earlier: Vec::new(),
+        recorded: false,
         witness: false,
     }
 }

@@ -44,13 +44,30 @@ impl Agent {
     }
 
     /// Starts one by a command that ends in starting the program, whose arguments follow.
-    pub fn spawn(mut command: Command, directory: &Path) -> Self {
-        command.args(["host", "--until-input-ends", "--listen", "127.0.0.1:0", "--directory"]).arg(directory);
+    pub fn spawn(command: Command, directory: &Path) -> Self {
+        Self::listening(command, directory, "127.0.0.1:0".parse().unwrap())
+    }
+
+    /// Starts one in the place of one that has ended: where it listened, with its images.
+    pub fn restart(directory: &Path, address: SocketAddr) -> Self {
+        Self::listening(Command::new(env!("CARGO_BIN_EXE_whimbrel")), directory, address)
+    }
+
+    fn listening(mut command: Command, directory: &Path, address: SocketAddr) -> Self {
+        command.args(["host", "--until-input-ends", "--listen", &address.to_string(), "--directory"]).arg(directory);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("an agent starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on ").and_then(|a| a.parse().ok());
         Agent { child, address: address.unwrap_or_else(|| panic!("an agent said {line:?}")) }
+    }
+
+    /// Ends it in order, and returns when it has ended.
+    pub fn end(mut self) {
+        // Its end would tell it a second time, and then it doesn't end in order.
+        let _input = self.child.stdin.take();
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success(), "an agent that is told to end says how it did");
     }
 
     /// The process.
@@ -151,6 +168,7 @@ pub fn plan(guest: GuestSpec, memory: Value, disk: Value) -> TrialPlan {
         settle: Duration::from_millis(20),
         tail: Duration::from_millis(20),
         trips: 1,
+        attempts: 1,
         verify: true,
         energy: None,
     }

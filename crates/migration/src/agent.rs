@@ -1,21 +1,25 @@
 //! The agent of a host: listens, lets coordinators make, run and move guests, and takes in guests from other hosts.
 
 mod energy;
+mod receive;
 
 use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use crate::core::Ending;
+use crate::copies;
 use crate::driver::{
-    Arrived, DestinationParts, DriverError, Left, Opening, SourceParts, WorkWatch, accept_own, accept_roles,
-    arrive_own, connect_own, connect_roles, in_words, leave_own, run_destination, run_source,
+    Copies, DriverError, Left, Opening, SourceParts, WorkWatch, connect_own, connect_roles, in_words, leave_own,
+    run_source,
 };
-use crate::guest::{Guest, RamPool};
+use crate::guest::{Guest, HostParts, RamPool};
 use crate::recorder::Recorder;
 use energy::{Listening, Metering, Running};
+use receive::Expected;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,6 +35,9 @@ use whimbrel_wire::{Nic, Refusal, RefusalCode, Role, Token, clock};
 
 /// How long a stranger may take to say hello.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an agent that ends waits for what goes on.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Connections that haven't said hello yet, at most.
 const STRANGERS: usize = 64;
@@ -62,6 +69,8 @@ struct Shared {
     card: Mutex<Option<(LinkSpec, Nic)>>,
     /// What reads the host's energy.
     metering: Metering,
+    /// The agent is ending: what is recorded of disks stays.
+    ending: Arc<AtomicBool>,
     /// Moves that this host expects: where to hand their connections.
     expected: Mutex<HashMap<u64, Sender<(Role, std::net::TcpStream)>>>,
 }
@@ -99,12 +108,14 @@ impl Agent {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
         }
         let listener = TcpListener::bind(setup.listen).await?;
+        copies::remove_stale(&setup.directory);
         let shared = Shared {
             token: setup.token,
             directory: setup.directory,
             pool: Arc::default(),
             card: Mutex::default(),
             metering: Metering::new(setup.energy),
+            ending: Arc::default(),
             expected: Mutex::default(),
         };
         Ok(Agent { listener, shared: Arc::new(shared) })
@@ -118,8 +129,22 @@ impl Agent {
         self.listener.local_addr()
     }
 
-    /// Serves until the process ends.
-    pub async fn run(self) {
+    /// Serves until `end`; then ends what goes on, keeps what is recorded of disks, and removes the other images.
+    pub async fn run(self, end: impl Future<Output = ()>) {
+        let (desks, mut all_done) = tokio::sync::mpsc::channel::<()>(1);
+        let (ended, is_ended) = tokio::sync::watch::channel(());
+        tokio::select! {
+            () = self.serve(desks, is_ended) => {}
+            () = end => {}
+        }
+        self.shared.ending.store(true, Ordering::SeqCst);
+        drop(ended);
+        // One that is in the middle of something is not waited for without end; nor is what it holds then removed.
+        let _ = tokio::time::timeout(FAREWELL, all_done.recv()).await;
+    }
+
+    /// Serves for ever. Each coordinator's connection holds `desk` as long as it has a guest, and ends with `ended`.
+    async fn serve(&self, desk: tokio::sync::mpsc::Sender<()>, ended: tokio::sync::watch::Receiver<()>) {
         let strangers = Arc::new(tokio::sync::Semaphore::new(STRANGERS));
         loop {
             let Ok(place) = Arc::clone(&strangers).acquire_owned().await else { return };
@@ -129,12 +154,17 @@ impl Agent {
                 continue;
             };
             let shared = Arc::clone(&self.shared);
+            let (desk, mut ended) = (desk.clone(), ended.clone());
             tokio::spawn(async move {
-                let greeted = tokio::time::timeout(HELLO_PATIENCE, greet(stream, &shared)).await;
+                let greeted = tokio::select! {
+                    greeted = tokio::time::timeout(HELLO_PATIENCE, greet(stream, &shared)) => greeted,
+                    _ = ended.changed() => return,
+                };
                 drop(place);
                 if let Ok(Some(stream)) = greeted {
-                    coordinate(stream, shared).await;
+                    coordinate(stream, shared, ended).await;
                 }
+                drop(desk);
             });
         }
     }
@@ -160,12 +190,18 @@ async fn greet(mut stream: TcpStream, shared: &Arc<Shared>) -> Option<TcpStream>
     None
 }
 
-/// Carries out a coordinator's commands until its connection ends; then its guest is discarded.
-async fn coordinate(mut stream: TcpStream, shared: Arc<Shared>) {
+/// Carries out a coordinator's commands until its connection ends, or the agent (`ended`); then its guest is discarded.
+async fn coordinate(mut stream: TcpStream, shared: Arc<Shared>, mut ended: tokio::sync::watch::Receiver<()>) {
     // Latency of commands is not measured, but it adds up over thousands of trials.
     let _ = stream.set_nodelay(true);
     let mut desk = Desk::new(shared);
-    while let Ok((command, _)) = read_frame_async::<Command>(&mut stream).await {
+    loop {
+        let command = tokio::select! {
+            command = read_frame_async::<Command>(&mut stream) => command,
+            // Nothing is ever sent: the sender is gone.
+            _ = ended.changed() => break,
+        };
+        let Ok((command, _)) = command else { break };
         let (answers, mut given) = tokio::sync::mpsc::unbounded_channel();
         let working = tokio::task::spawn_blocking(move || {
             let last = desk.carry_out(command, &answers);
@@ -179,6 +215,7 @@ async fn coordinate(mut stream: TcpStream, shared: Arc<Shared>) {
                     _ => break,
                 },
                 () = hung_up(&stream) => break,
+                _ = ended.changed() => break,
             }
         }
         // Nobody listens any more: a move that goes on learns of it by its next report, and ends.
@@ -215,15 +252,6 @@ struct Desk {
     listening: Option<Listening>,
 }
 
-/// A move that this host receives.
-struct Expected {
-    session: u64,
-    nic: Nic,
-    cpu_ns: u64,
-    recorder: Recorder,
-    thread: std::thread::JoinHandle<Result<Arrived, DriverError>>,
-}
-
 impl Desk {
     fn new(shared: Arc<Shared>) -> Self {
         Desk {
@@ -250,7 +278,7 @@ impl Desk {
         match command {
             Command::Create { spec } => {
                 self.discard();
-                self.guest = Some(self.make(spec, Begin::New)?);
+                self.guest = Some(self.make(spec, Begin::New, None)?);
                 self.shared.metering.counts(&self.guest()?.machine);
             }
             Command::Run {} => self.run()?,
@@ -274,13 +302,15 @@ impl Desk {
                 let (events, conditions) = self.listening.take().map(Listening::end).unwrap_or_default();
                 return Ok(Answer::Energies { events, conditions });
             }
+            Command::Keep {} => self.keep()?,
             Command::Receive { spec, movement } => self.receive(spec, &movement)?,
             Command::Migrate { to, movement } => return self.migrate(to, &movement, answers),
             Command::Collect {} => return self.collect(),
             Command::Resolve { run } => {
                 self.away = !run;
                 if run {
-                    let guest = self.guest()?;
+                    let guest = self.guest.as_mut().ok_or_else(no_guest)?;
+                    guest.is_no_copy();
                     guest.volume.iter().for_each(|volume| volume.come_home());
                     if guest.machine.throttled_ns() > 0 {
                         guest.machine.throttle(0.0);
@@ -304,8 +334,9 @@ impl Desk {
         Ok(Answer::Done {})
     }
 
-    fn make(&self, spec: GuestSpec, begin: Begin) -> Result<Guest, DriverError> {
-        Guest::make(spec, begin, &self.shared.pool, &self.shared.directory)
+    fn make(&self, spec: GuestSpec, begin: Begin, found: Option<copies::Found>) -> Result<Guest, DriverError> {
+        let Shared { pool, directory, ending, .. } = &*self.shared;
+        Guest::make(spec, begin, found, &HostParts { pool, directory, ending })
     }
 
     fn guest(&self) -> Result<&Guest, DriverError> {
@@ -335,81 +366,6 @@ impl Desk {
         Ok(())
     }
 
-    fn receive(&mut self, spec: GuestSpec, movement: &MoveSpec) -> Result<(), DriverError> {
-        self.forget_expected();
-        self.listen(Mark::Destination);
-        let begin = if movement.own.is_some() { Begin::ArrivingByItself } else { Begin::Arriving };
-        match &mut self.guest {
-            Some(guest) if movement.incremental && self.away => guest.expect_return(begin)?,
-            // What the guest had here would be taken for there.
-            _ if movement.incremental => {
-                return Err(DriverError::Protocol("nothing is kept here of an earlier visit".to_owned()));
-            }
-            _ => {
-                self.discard();
-                self.guest = Some(self.make(spec, begin)?);
-            }
-        }
-        let guest = self.guest.as_mut().ok_or_else(no_guest)?;
-        let witness = if movement.witness { guest.begin_witness()? } else { None };
-        let guest = self.guest()?;
-        self.shared.metering.counts(&guest.machine);
-        let own = movement.own.clone().map(|own| {
-            let roles = guest.own_roles(&own)?;
-            Ok::<_, DriverError>((roles, guest.machine.prepare_to_arrive(&own)?, own))
-        });
-        let own = own.transpose()?;
-        let nic = self.shared.nic(movement.link);
-        let recorder = Recorder::new(Mark::Destination);
-        let (hand_over, coming) = std::sync::mpsc::channel();
-        self.shared.expected().insert(movement.session, hand_over);
-        let (machine, volume) = (Arc::clone(&guest.machine), guest.volume.clone());
-        let (runtime, told, link) = (self.runtime.clone(), recorder.clone(), nic.clone());
-        let context = guest.disk_context();
-        let needs = context.as_ref().map(|context| movement.disk.needs(context));
-        if guest.volume.as_ref().is_some_and(|v| v.is_lent()) && !needs.is_some_and(|needs| needs.remains) {
-            let why = "this guest's disk is not its own here: it comes back as it left, with a disk that remains";
-            return Err(DriverError::Protocol(why.to_owned()));
-        }
-        let prefetch = context.filter(|_| needs.is_some_and(|needs| needs.prefetch));
-        let prefetch = prefetch.map(|context| movement.disk.build(&context).schedule);
-        let thread = std::thread::spawn(move || {
-            let _within = runtime.enter();
-            if let Some((roles, ends, own)) = own {
-                return arrive_own(&machine, &own, ends, accept_own(&coming, &link, &roles)?, &told);
-            }
-            let connections = accept_roles(&coming, &link, needs)?;
-            let runtime = runtime.clone();
-            let recorder = told;
-            let parts = DestinationParts { machine, volume, prefetch, needs, connections, witness, recorder, runtime };
-            run_destination(parts)
-        });
-        self.expected = Some(Expected { session: movement.session, nic, cpu_ns: self.cpu_ns(), recorder, thread });
-        Ok(())
-    }
-
-    fn collect(&mut self) -> Result<Answer, DriverError> {
-        let nothing = || DriverError::Protocol("no move is expected here".to_owned());
-        let Expected { session, nic, cpu_ns: began, recorder, thread } = self.expected.take().ok_or_else(nothing)?;
-        let arrived =
-            thread.join().map_err(|_| DriverError::Protocol("the destination's driver panicked".to_owned()))?;
-        self.shared.expected().remove(&session);
-        let (ending, handed_over) = match arrived {
-            Ok(Arrived { ending, handed_over, watch, witness }) => {
-                self.watch = watch;
-                if let Some(guest) = &mut self.guest {
-                    guest.witness = witness;
-                }
-                (ending, handed_over)
-            }
-            Err(error) => (Ending::Aborted { reason: in_words(&error) }, false),
-        };
-        self.away = !matches!(ending, Ending::Completed);
-        self.recorder = recorder;
-        let left = Left { ending, clock: None, missing_blocks: None, own: None };
-        Ok(Answer::Ended { account: Box::new(self.account(left, handed_over, &nic, began)) })
-    }
-
     fn migrate(
         &mut self,
         to: SocketAddr,
@@ -435,9 +391,13 @@ impl Desk {
         let left = moved.unwrap_or_else(|error| {
             let reason = in_words(&error);
             self.recorder.record(Event::Failed { reason: reason.clone() });
-            Left { ending: Ending::Aborted { reason }, clock: None, missing_blocks: None, own: None }
+            Left::without_a_word(Ending::Aborted { reason })
         });
         self.away = !matches!(left.ending, Ending::Aborted { .. });
+        if let Some(guest) = self.guest.as_mut().filter(|_| self.away) {
+            let seen = movement.own.is_none();
+            (guest.left_by, guest.came_by) = (seen.then_some(movement.session), None);
+        }
         Ok(Answer::Ended { account: Box::new(self.account(left, false, &nic, began)) })
     }
 
@@ -459,11 +419,12 @@ impl Desk {
         }
         let needs = guest.disk_context().map(|context| movement.disk.needs(&context));
         let connections = connect_roles(&opening, needs)?;
+        let behind = guest.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
         let parts = SourceParts {
             machine: Arc::clone(&guest.machine),
             volume: guest.volume.clone(),
             movement,
-            incremental: movement.incremental || guest.is_on_base(),
+            copies: Copies { on_base: guest.is_on_base(), came_by: guest.came_by, behind },
             seed: guest.spec.seed,
             needs,
             connections,
@@ -472,10 +433,16 @@ impl Desk {
             requested,
             runtime: self.runtime.clone(),
         };
-        run_source(parts, &mut |progress| match answers.send(Answer::Progress { progress }) {
+        let mut left = run_source(parts, &mut |progress| match answers.send(Answer::Progress { progress }) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break("the coordinator hung up".to_owned()),
-        })
+        });
+        match &mut left {
+            Ok(left) => *guest.behind.lock().unwrap_or_else(PoisonError::into_inner) = left.behind.take(),
+            // What was recorded may have been taken already: nothing is known of the other host's copy.
+            Err(_) => guest.volume.iter().for_each(|volume| volume.disarm()),
+        }
+        left
     }
 
     /// CPU time of this process and of the guest, in nanoseconds.
@@ -484,7 +451,7 @@ impl Desk {
     }
 
     fn account(&self, left: Left, handed_over: bool, nic: &Nic, began_cpu_ns: u64) -> Account {
-        let Left { ending, clock, missing_blocks, own } = left;
+        let Left { ending, clock, missing_blocks, own, .. } = left;
         Account {
             ending,
             handed_over,

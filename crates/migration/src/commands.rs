@@ -2,6 +2,8 @@
 //!
 //! One connection a guest and host. Every [`Command`] gets one [`Answer`]; [`Command::Migrate`] is answered by any number
 //! of [`Answer::Progress`] and then one [`Answer::Ended`]. Closing the connection discards the guest.
+//!
+//! An agent that is stopped, or dies, leaves the copies of disks that are recorded or were kept: see [`crate::copies`].
 
 use crate::coordinator::CoordinatorChoice;
 use crate::core::{Ending, Progress};
@@ -76,8 +78,11 @@ pub struct MoveSpec {
     pub disk: DiskChoice,
     /// How memory and disk share the time and the link.
     pub coordinator: CoordinatorChoice,
-    /// The destination still has the disk as it was when the guest left it last: only what is fresh needs to move.
-    pub incremental: bool,
+    /// Moves of this guest before this one, by their numbers, in order: what they left of its disk at the destination needn't
+    /// move again, as far as both hosts know it to be right.
+    pub earlier: Vec<u64>,
+    /// Another attempt may follow: the destination records durably what of the disk has arrived.
+    pub recorded: bool,
     /// All RAM is to be compared afterwards, source to destination, where the twin knows a part of it only.
     pub witness: bool,
 }
@@ -110,7 +115,9 @@ pub enum Command {
     },
     /// Tell the host's energies since the last move began here, and stop recording them.
     Energies {},
-    /// Expect a guest from another host; what is here of an earlier visit is kept for an incremental return.
+    /// Keep the disk that the guest has left here, so that it outlives this host's agent: for the guest's return.
+    Keep {},
+    /// Expect a guest from another host; what is here of its disk is made use of where the move says so.
     Receive {
         /// The guest.
         spec: GuestSpec,
@@ -162,6 +169,7 @@ impl Command {
             | Command::Meter { .. }
             | Command::Idle { .. }
             | Command::Energies {}
+            | Command::Keep {}
             | Command::Receive { .. }
             | Command::Collect {}
             | Command::Discard {} => false,

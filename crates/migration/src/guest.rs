@@ -1,14 +1,15 @@
 //! A guest as a host holds it: RAM, disk, machine, and what the twin check needs of it.
 
 use crate::commands::{Answer, DiskSpec, GuestSpec};
+use crate::copies::{self, Behind, Held, Point};
 use crate::driver::{DriverError, OwnRoles};
 use crate::report::{ControlRun, WorkSample};
 use crate::witness::{self, PAGES_AT_ONCE, Witness};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use whimbrel_disk::{BuildContext as BlocksContext, GuestDisk, Volume};
+use whimbrel_disk::{BuildContext as BlocksContext, CopyRecord, GuestDisk, Volume};
 use whimbrel_machine::machines::{Kind, OwnStream};
 use whimbrel_machine::twin::ReadDisk;
 use whimbrel_machine::{
@@ -20,7 +21,7 @@ use whimbrel_memory::{DirtyLog, GuestRam};
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::registry::Parameters;
 use whimbrel_model::stream::Shape;
-use whimbrel_model::{Extent, Nanos, PAGE_BYTES};
+use whimbrel_model::{Block, Extent, Nanos, PAGE_BYTES, UnitSet};
 use whimbrel_wire::{Role, clock};
 use whimbrel_workloads::BuildContext;
 
@@ -58,6 +59,16 @@ impl RamPool {
     }
 }
 
+/// What a host has for its guests.
+pub(crate) struct HostParts<'a> {
+    /// RAM.
+    pub(crate) pool: &'a Arc<RamPool>,
+    /// Where disk images are kept.
+    pub(crate) directory: &'a Path,
+    /// Whether its agent is ending.
+    pub(crate) ending: &'a Arc<AtomicBool>,
+}
+
 /// A guest on this host.
 pub(crate) struct Guest {
     pub(crate) spec: GuestSpec,
@@ -65,7 +76,16 @@ pub(crate) struct Guest {
     pub(crate) volume: Option<Arc<Volume>>,
     ram: Arc<GuestRam>,
     pool: Arc<RamPool>,
-    image: Option<PathBuf>,
+    /// The record of its disk's copy here, where there is one.
+    record: Option<Arc<CopyRecord>>,
+    /// The move by which it left, whole.
+    pub(crate) left_by: Option<u64>,
+    /// The move by which it came, whole.
+    pub(crate) came_by: Option<u64>,
+    /// What an attempt to move it away that failed has left at the other host.
+    pub(crate) behind: Mutex<Option<Behind>>,
+    /// This host's agent is ending: what is recorded stays.
+    ending: Arc<AtomicBool>,
     /// It began here, on a base image that every host has.
     on_base: bool,
     twin: Option<Twin>,
@@ -74,35 +94,111 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Reserves a guest's RAM and disk, fills them if it is to begin here, and makes its machine.
+    /// Reserves a guest's RAM and disk, fills them if it is to begin here, and makes its machine. `found`: the copy of its
+    /// disk that is here already.
     ///
     /// # Errors
     /// The host lacks what is needed, or the workload doesn't fit the guest.
     pub(crate) fn make(
         spec: GuestSpec,
         begin: Begin,
-        pool: &Arc<RamPool>,
-        directory: &Path,
+        found: Option<copies::Found>,
+        host: &HostParts<'_>,
     ) -> Result<Self, DriverError> {
-        let ram = pool.take(spec.ram_bytes)?;
-        let mut image = None;
-        let volume = match spec.disk {
-            Some(disk) => {
-                let path = image_path(directory, &spec.name);
-                let volume = Volume::create(&path, disk.bytes, disk.block_bytes).map_err(other)?;
-                image = Some(path);
-                Some(Arc::new(volume))
+        let ram = host.pool.take(spec.ram_bytes)?;
+        let (is_new, mut record) = (found.is_none(), None);
+        let volume = match (spec.disk, found) {
+            (Some(_), Some(found)) => {
+                record = Some(Arc::new(found.record));
+                Some(Arc::new(found.volume))
             }
-            None => None,
+            (Some(disk), None) => {
+                let path = copies::new_image(host.directory, &spec.name);
+                Some(Arc::new(Volume::create(path, disk.bytes, disk.block_bytes).map_err(other)?))
+            }
+            (None, _) => None,
         };
         let on_base = begin == Begin::New && spec.disk.is_some_and(|disk| disk.base_shared);
-        fill(&spec, begin, &ram, &volume)?;
-        if on_base {
-            // From here on it is known what was modified since the base image.
-            volume.iter().for_each(|volume| volume.begin_visit());
+        let fill = || if is_new { fill(&spec, begin, &ram, &volume) } else { Ok(()) };
+        let machine = fill().and_then(|()| {
+            if on_base {
+                // From here on it is known what was modified since the base image.
+                volume.iter().for_each(|volume| volume.begin_visit());
+            }
+            build_machine(&spec, begin, &ram, &volume)
+        });
+        let machine = machine.inspect_err(|_| volume.iter().for_each(|volume| remove_image(volume)))?;
+        Ok(Guest {
+            spec,
+            machine,
+            volume,
+            ram,
+            pool: Arc::clone(host.pool),
+            record,
+            left_by: None,
+            came_by: None,
+            behind: Mutex::default(),
+            ending: Arc::clone(host.ending),
+            on_base,
+            twin: None,
+            witness: None,
+        })
+    }
+
+    /// The point that the copy of the guest's disk here stands for, after the guest has left or not come.
+    pub(crate) fn point(&self) -> Option<Point> {
+        let recorded = self.record.as_ref().and_then(|record| Point::of(record.about()));
+        recorded.or(self.left_by.map(|session| Point::Left { session }))
+    }
+
+    /// What there is of the guest's disk here before it comes by a move: `is_new`, nothing yet. `recorded`: what arrives is
+    /// to be.
+    ///
+    /// # Errors
+    /// The record can't be made.
+    pub(crate) fn hold(&mut self, session: u64, is_new: bool, recorded: bool) -> Result<Held, DriverError> {
+        let Some(volume) = &self.volume else { return Ok(Held::New(None)) };
+        let blocks = volume.blocks();
+        let point = if is_new { Point::Attempt { session } } else { self.point().ok_or_else(no_copy)? };
+        let based = self.spec.disk.is_some_and(|disk| disk.base_shared);
+        let lacking = match &self.record {
+            Some(record) => record.lacking(),
+            None if is_new && !based => UnitSet::full(blocks),
+            None => UnitSet::empty(blocks),
+        };
+        if recorded && self.record.is_none() {
+            self.record = Some(Arc::new(record(volume, point, &lacking)?));
         }
-        let machine = build_machine(&spec, begin, &ram, &volume)?;
-        Ok(Guest { spec, machine, volume, ram, pool: Arc::clone(pool), image, on_base, twin: None, witness: None })
+        Ok(match is_new {
+            true => Held::New(self.record.is_some().then_some(point)),
+            false => Held::Copy(point, lacking),
+        })
+    }
+
+    /// Makes the copy of the disk that the guest has left here outlive this process.
+    ///
+    /// # Errors
+    /// The guest has left no disk here, or the host's I/O failed.
+    pub(crate) fn keep(&mut self) -> Result<(), DriverError> {
+        let (Some(volume), Some(session)) = (&self.volume, self.left_by) else { return Err(no_copy()) };
+        if self.record.is_none() && !volume.is_lent() {
+            let lacking = UnitSet::empty(volume.blocks());
+            self.record = Some(Arc::new(record(volume, Point::Left { session }, &lacking)?));
+        }
+        Ok(())
+    }
+
+    /// Where what arrives of the disk is recorded, if it is.
+    pub(crate) fn record(&self) -> Option<Arc<CopyRecord>> {
+        self.record.clone()
+    }
+
+    /// The guest is, or may have been, here: what was said of a copy isn't so any more.
+    pub(crate) fn is_no_copy(&mut self) {
+        self.left_by = None;
+        if let Some(record) = self.record.take() {
+            let _ = std::fs::remove_file(record.path());
+        }
     }
 
     /// Makes ready for the guest's return: RAM and disk stay as they are, the machine starts anew.
@@ -285,11 +381,31 @@ impl Drop for Guest {
     fn drop(&mut self) {
         self.machine.stop();
         self.pool.give(Arc::clone(&self.ram));
-        if let Some(image) = &self.image {
-            // An image that can't be removed is the directory owner's to clear.
-            let _ = std::fs::remove_file(image);
+        let Some(volume) = &self.volume else { return };
+        match &self.record {
+            Some(record) if self.ending.load(Ordering::SeqCst) => {
+                // Where it fails the record stands for less: it was never closed.
+                let _ = volume.close_record(record);
+            }
+            record => {
+                record.iter().for_each(|record| _ = std::fs::remove_file(record.path()));
+                remove_image(volume);
+            }
         }
     }
+}
+
+/// An image that can't be removed is the directory owner's to clear.
+fn remove_image(volume: &Volume) {
+    let _ = std::fs::remove_file(volume.path());
+}
+
+fn record(volume: &Volume, point: Point, lacking: &UnitSet<Block>) -> Result<CopyRecord, DriverError> {
+    volume.create_record(&copies::record_of(volume.path()), point.about(), lacking).map_err(other)
+}
+
+fn no_copy() -> DriverError {
+    other("no guest has left its disk here".to_owned())
 }
 
 /// Fills RAM and disk with what the guest holds before operation 0. Where the guest is to arrive, that is no more than the
@@ -344,13 +460,6 @@ fn build_machine(
         recipe: serde_json::to_string(&spec.workload).map_err(other)?,
     };
     Ok((kind(spec)?.build)(setup)?)
-}
-
-fn image_path(directory: &Path, name: &str) -> PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
-    directory.join(format!("{name}-{}-{number}.img", std::process::id()))
 }
 
 fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> DriverError {

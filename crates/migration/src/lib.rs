@@ -1,7 +1,8 @@
 //! One migration: the core of each host, its drivers, the session and the report.
 //!
-//! Reading order: [`core`] (the state machines), [`driver`] (threads and sockets), [`commands`] and [`agent`] (what a
-//! coordinator may ask of a host), [`session`] (a trial over two hosts), [`metrics`] and [`report`] (what it cost).
+//! Reading order: [`core`] (the state machines), [`driver`] (threads and sockets), [`copies`] (what of a disk needn't move),
+//! [`commands`] and [`agent`] (what a coordinator may ask of a host), [`session`] (a trial over two hosts), [`metrics`] and
+//! [`report`] (what it cost).
 
 #![forbid(unsafe_code)]
 
@@ -9,6 +10,7 @@ pub mod agent;
 pub mod commands;
 pub mod coordinator;
 mod coordinators;
+pub mod copies;
 pub mod core;
 pub mod driver;
 mod guest;

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use whimbrel_disk::{BuildContext as BlocksContext, DiskChoice};
 use whimbrel_energy::HostMeter;
 use whimbrel_machine::OwnMove;
@@ -24,6 +24,12 @@ use whimbrel_wire::codec::{read_frame, write_frame};
 use whimbrel_wire::hello::offer;
 use whimbrel_wire::{Hello, Role, SessionId, Token, WireError};
 use whimbrel_workloads::BuildContext;
+
+/// How long an agent that has gone between two moves may take to be back.
+const RESTART_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two calls of one that isn't back.
+const CALL_AGAIN: Duration = Duration::from_millis(100);
 
 /// Why a trial could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +147,8 @@ pub struct TrialPlan {
     pub tail: Duration,
     /// Moves: 2 is there and back.
     pub trips: u32,
+    /// How often a move is attempted, until the guest is no longer where it was.
+    pub attempts: u32,
     /// Whether the twin judges.
     pub verify: bool,
     /// How energy is measured; `None`: it isn't.
@@ -158,9 +166,13 @@ pub struct Control {
     pub powers: [Powers; 2],
 }
 
-/// One trip of one guest.
+/// One trip of one guest, or an attempt at it.
 #[derive(Clone, Debug)]
 pub struct Trip {
+    /// Which trip, from 0.
+    pub trip: u32,
+    /// Which attempt at it, from 0.
+    pub attempt: u32,
     /// Everything that both hosts recorded.
     pub events: Vec<Recorded>,
     /// Everything else that the report is made of.
@@ -256,6 +268,7 @@ fn achieved(run: &ControlRun, guest: &GuestSpec) -> Option<f64> {
 
 /// A guest that is made and waits, before operation 0, to be run and moved.
 pub struct Prepared<'a> {
+    hosts: Hosts,
     plan: &'a TrialPlan,
     here: Agent,
     there: Agent,
@@ -274,21 +287,35 @@ impl<'a> Prepared<'a> {
             there.start_meter(&energy.spec)?;
         }
         here.done(&Command::Create { spec: plan.guest.clone() })?;
-        Ok(Prepared { plan, here, there })
+        Ok(Prepared { hosts: hosts.clone(), plan, here, there })
     }
 
-    /// Runs the guest and makes all its trips, in order. A trip that fails, or can't begin, is a trip too, and the last.
+    /// Runs the guest and makes all its trips, in order, each by as many attempts as it takes and may take. A trip that fails,
+    /// or can't begin, is a trip too, and the last.
     pub fn run(self, control: Option<&Control>, progress: &mut dyn FnMut(Progress)) -> Vec<Trip> {
-        let Prepared { plan, mut here, mut there } = self;
-        let mut trips = Vec::new();
-        for trip in 1..=plan.trips.max(1) {
-            let movement = Move { plan, control, trip };
-            let made = movement.settle(&mut here).and_then(|()| movement.make(&mut here, &mut there, progress));
+        let Prepared { hosts, plan, mut here, mut there } = self;
+        let mut trips: Vec<Trip> = Vec::new();
+        let mut earlier = Vec::new();
+        let (mut trip, mut attempt) = (0, 0);
+        while trip < plan.trips.max(1) {
+            let movement = Move { hosts: &hosts, plan, control, trip, attempt, session: session_of(plan) };
+            let made = movement.settle(&mut here);
+            let made = made.and_then(|()| movement.make(&mut here, &mut there, &earlier, progress));
             trips.push(made.unwrap_or_else(|error| movement.failed(&in_words(&error))));
-            if trips.last().is_none_or(|last| last.facts.outcome != Some(Outcome::Completed)) {
-                break;
+            earlier.push(movement.session);
+            attempt += 1;
+            match trips.last().and_then(|last| last.facts.outcome) {
+                Some(Outcome::Completed) => {
+                    (trip, attempt) = (trip + 1, 0);
+                    if trip < plan.trips {
+                        // What can't be kept moves again.
+                        let _ = here.done(&Command::Keep {});
+                    }
+                    std::mem::swap(&mut here, &mut there);
+                }
+                Some(Outcome::Aborted) if attempt < plan.attempts => {}
+                _ => break,
             }
-            std::mem::swap(&mut here, &mut there);
         }
         // What the guest took up is free before the next trial begins. A host that is gone has nothing to free.
         for agent in [&mut here, &mut there] {
@@ -298,11 +325,18 @@ impl<'a> Prepared<'a> {
     }
 }
 
+fn session_of(plan: &TrialPlan) -> u64 {
+    whimbrel_model::rng::derive(plan.guest.seed ^ u64::from(std::process::id()), nonce())
+}
+
 /// One move of a trial.
 struct Move<'a> {
+    hosts: &'a Hosts,
     plan: &'a TrialPlan,
     control: Option<&'a Control>,
     trip: u32,
+    attempt: u32,
+    session: u64,
 }
 
 impl Move<'_> {
@@ -318,7 +352,11 @@ impl Move<'_> {
         let event = Event::Failed { reason: why.to_owned() };
         let events = vec![Recorded { at_ns: whimbrel_model::Nanos(0), host: whimbrel_model::Mark::Source, event }];
         let facts = Facts { outcome: Some(Outcome::Failed), ..self.sizes() };
-        Trip { events, facts, accelerator: "unknown".to_owned(), own: None, missing_blocks: None }
+        self.trip(events, facts, "unknown".to_owned(), None)
+    }
+
+    fn trip(&self, events: Vec<Recorded>, facts: Facts, accelerator: String, own: Option<serde_json::Value>) -> Trip {
+        Trip { trip: self.trip, attempt: self.attempt, events, facts, accelerator, own, missing_blocks: None }
     }
 
     fn sizes(&self) -> Facts {
@@ -336,22 +374,23 @@ impl Move<'_> {
         &self,
         here: &mut Agent,
         there: &mut Agent,
+        earlier: &[u64],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Trip, SessionError> {
-        let session = whimbrel_model::rng::derive(self.plan.guest.seed ^ u64::from(std::process::id()), nonce());
         let links = [self.plan.source_link, self.plan.destination_link];
-        let (out, back) = if self.trip % 2 == 1 { (links[0], links[1]) } else { (links[1], links[0]) };
+        let (out, back) = if self.trip.is_multiple_of(2) { (links[0], links[1]) } else { (links[1], links[0]) };
         let movement = |link| MoveSpec {
-            session,
+            session: self.session,
             link,
             memory: self.plan.memory.clone(),
             own: self.plan.own.clone(),
             disk: self.plan.disk.clone(),
             coordinator: self.plan.coordinator.clone(),
-            incremental: self.trip > 1,
+            earlier: earlier.to_vec(),
+            recorded: self.plan.attempts > 1,
             witness: self.plan.verify && self.plan.own.is_none(),
         };
-        there.done(&Command::Receive { spec: self.plan.guest.clone(), movement: movement(back) })?;
+        self.announce(there, &Command::Receive { spec: self.plan.guest.clone(), movement: movement(back) })?;
         let migrate = Command::Migrate { to: there.address, movement: movement(out) };
         let ended = |answer| match answer {
             Answer::Ended { account } => Ok(account),
@@ -377,6 +416,25 @@ impl Move<'_> {
         }
         trip.missing_blocks = left.as_ref().ok().and_then(|a| a.missing_blocks);
         Ok(trip)
+    }
+
+    /// Has the destination expect the guest. Where its agent was started anew since the move before, it is called again.
+    fn announce(&self, there: &mut Agent, receive: &Command) -> Result<(), SessionError> {
+        match there.done(receive) {
+            Err(SessionError::Agent { .. }) if self.trip + self.attempt > 0 => {}
+            said => return said,
+        }
+        let until = Instant::now() + RESTART_PATIENCE;
+        *there = loop {
+            match self.hosts.call(there.host) {
+                Err(SessionError::Agent { .. }) if Instant::now() < until => std::thread::sleep(CALL_AGAIN),
+                called => break called?,
+            }
+        };
+        if let Some(energy) = &self.plan.energy {
+            there.start_meter(&energy.spec)?;
+        }
+        there.done(receive)
     }
 
     /// What became of the guest, and why it isn't whole at the destination. Decides what the hosts could not.
@@ -435,7 +493,7 @@ impl Move<'_> {
         let mut events: Vec<Recorded> = Vec::new();
         events.extend(left.iter().chain(came).flat_map(|a| a.events.iter().cloned()));
         let at_destination = outcome == Outcome::Completed;
-        let powers = self.control.map(|c| &c.powers[(self.trip as usize + 1) % 2]);
+        let powers = self.control.map(|c| &c.powers[self.trip as usize % 2]);
         let (energies, energy) = energy::gather(here, there, powers);
         events.extend(energies);
         let (mut outcome, mut reason, mut alive) = (outcome, reason, None);
@@ -467,7 +525,7 @@ impl Move<'_> {
         let sent = |account: Option<&Box<Account>>| account.map(|a| a.sent);
         // Where a host is gone, what it sent is not known; the other one's is.
         let wire = sent(source).map(|a| a.wire_bytes + sent(destination).map_or(0, |b| b.wire_bytes));
-        let names = if self.trip % 2 == 1 { ["source", "destination"] } else { ["destination", "source"] };
+        let names = if self.trip.is_multiple_of(2) { ["source", "destination"] } else { ["destination", "source"] };
         let facts = Facts {
             clock: source.and_then(|a| a.clock),
             control_bytes: wire.map(|wire| wire.saturating_sub(payload)),
@@ -489,7 +547,7 @@ impl Move<'_> {
         let accelerators = [source, destination].into_iter().flatten().filter_map(|a| a.accelerator.clone());
         let mut accelerators: Vec<String> = accelerators.collect();
         accelerators.dedup();
-        Trip { events, facts, accelerator: accelerators.join("+"), own, missing_blocks: None }
+        self.trip(events, facts, accelerators.join("+"), own)
     }
 
     /// What a row can't say of this move by design, and why.

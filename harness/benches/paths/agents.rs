@@ -170,6 +170,7 @@ impl Movement {
             settle: self.settle,
             tail: Duration::ZERO,
             trips,
+            attempts: 1,
             verify: false,
             energy: None,
         }

@@ -38,13 +38,8 @@ pub(super) fn serve(
             interrupt.raise();
         });
     }
-    runtime.block_on(async {
-        tokio::select! {
-            () = agent.run() => {}
-            () = interrupt.wait() => {}
-        }
-    });
-    // Guests that are in the middle of something are not waited for.
+    runtime.block_on(agent.run(interrupt.wait()));
+    // What is still in the middle of something is not waited for.
     runtime.shutdown_background();
     Ok(status::GOOD)
 }

@@ -22,6 +22,13 @@ const MOST_GUESTS: u64 = 64;
 /// The most trips of a trial.
 const MOST_TRIPS: u64 = 100;
 
+/// The most attempts at a move.
+const MOST_ATTEMPTS: u64 = 100;
+
+/// The keys of its table.
+const GUEST_KEYS: [&str; 11] =
+    ["machine", "ram", "vcpus", "count", "trips", "attempts", "disk", "filled", "base", "block_size", "settle"];
+
 /// The guest of a cell.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guest {
@@ -35,6 +42,8 @@ pub struct Guest {
     pub count: u32,
     /// Trips of a trial: 2 leads there and back.
     pub trips: u32,
+    /// How often a move is attempted, as long as it leaves the guest where it was.
+    pub attempts: u32,
     /// The disk, if there is one.
     pub disk: Option<Bytes>,
     /// What of the disk holds content before operation 0; 0 without a disk.
@@ -189,6 +198,7 @@ impl Guest {
             "vcpus": self.vcpus,
             "count": self.count,
             "trips": self.trips,
+            "attempts": self.attempts,
             "settle": exact_duration(self.settle),
         });
         if let Some(disk) = self.disk {
@@ -244,7 +254,7 @@ fn read_coordinator(fields: &Fields<'_>, guest: &Guest, link: &Link) -> Result<C
 }
 
 fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
-    fields.only(&["machine", "ram", "vcpus", "count", "trips", "disk", "filled", "base", "block_size", "settle"])?;
+    fields.only(&GUEST_KEYS)?;
     let machines = families::machine_names();
     let small = |key: &str, most| fields.count(key, 1, 1..=most).map(|n| n as u32);
     let guest = Guest {
@@ -253,6 +263,7 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
         vcpus: small("vcpus", MOST_VCPUS)?,
         count: small("count", MOST_GUESTS)?,
         trips: small("trips", MOST_TRIPS)?,
+        attempts: small("attempts", MOST_ATTEMPTS)?,
         disk: fields.size("disk")?,
         filled: fields.size("filled")?.unwrap_or(Bytes(0)),
         base_shared: fields.word("base", "base image", &[OWN, SHARED])? == Some(SHARED),

@@ -36,6 +36,7 @@ fn the_documented_file_is_read() {
         vcpus = 1
         count = 1
         trips = 1
+        attempts = 1
         disk = "1 GiB"
         filled = "256 MiB"
         [link]

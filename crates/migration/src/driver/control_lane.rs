@@ -1,13 +1,15 @@
-//! The control connection of a move: messages of the cores, and before them the comparison of clocks.
+//! The control connection of a move: messages of the cores, and before them the comparison of clocks and what the
+//! destination has of the disk.
 
 use super::DriverError;
+use crate::copies::{Held, Point};
 use crate::report::ClockOffset;
 use serde::{Deserialize, Serialize};
 use whimbrel_model::Nanos;
 use whimbrel_wire::clock::{Sample, estimate, now};
 use whimbrel_wire::codec::{read_frame, write_frame};
 use whimbrel_wire::message::Spoken;
-use whimbrel_wire::{LinkStream, Message};
+use whimbrel_wire::{LinkStream, Message, sets};
 
 /// Exchanges from which the clocks' offset is estimated: the one with the shortest round trip counts.
 const EXCHANGES: u32 = 8;
@@ -22,6 +24,10 @@ enum Prelude {
     ClockWas { t1: Nanos, t2: Nanos },
     /// The source has armed its logs and asks whether the destination is ready too.
     Ready {},
+    /// It is, and has of the disk nothing but the base image, if there is one; what comes will stand for this point.
+    HasNothing { will_be: Option<Point> },
+    /// It is, and has a copy; the attachment is the set of blocks that it lacks.
+    HasCopy { of: Point },
 }
 
 /// Says a message; control passes what waits on the link.
@@ -52,11 +58,15 @@ pub(super) fn hear(
     }
 }
 
-/// The source's half of the prelude: the offset of the destination's clock, and its word that it is ready.
+/// The source's half of the prelude, for a disk of so many blocks, if there is one: the offset of the destination's clock, and
+/// its word that it is ready, and of what it has.
 ///
 /// # Errors
 /// The link failed, or the other side doesn't keep to the prelude.
-pub(super) fn begin_as_source(mut stream: &LinkStream) -> Result<Option<ClockOffset>, DriverError> {
+pub(super) fn begin_as_source(
+    mut stream: &LinkStream,
+    blocks: Option<u64>,
+) -> Result<(Option<ClockOffset>, Held), DriverError> {
     let mut samples = Vec::new();
     for _ in 0..EXCHANGES {
         let t0 = now();
@@ -67,26 +77,35 @@ pub(super) fn begin_as_source(mut stream: &LinkStream) -> Result<Option<ClockOff
         }
     }
     write_frame(&mut stream, &Prelude::Ready {}, &[])?;
-    match read_frame(&mut stream)? {
-        (Prelude::Ready {}, _) => {}
-        (other, _) => return Err(DriverError::Protocol(format!("{other:?} instead of being ready"))),
-    }
-    Ok(estimate(&samples).map(|o| ClockOffset { offset_ns: o.offset_ns, error_ns: o.error_ns }))
+    let (answer, attached) = read_frame(&mut stream)?;
+    let held = match (answer, &attached[..], blocks) {
+        (Prelude::HasNothing { will_be }, [], _) => Held::New(will_be),
+        (Prelude::HasCopy { of }, [lacking], Some(blocks)) => Held::Copy(of, sets::decode(lacking, blocks)?),
+        (other, _, _) => return Err(DriverError::Protocol(format!("{other:?} instead of being ready"))),
+    };
+    let offset = estimate(&samples).map(|o| ClockOffset { offset_ns: o.offset_ns, error_ns: o.error_ns });
+    Ok((offset, held))
 }
 
 /// The destination's half of the prelude.
 ///
 /// # Errors
 /// As for the source's half.
-pub(super) fn begin_as_destination(mut stream: &LinkStream) -> Result<(), DriverError> {
+pub(super) fn begin_as_destination(mut stream: &LinkStream, held: &Held) -> Result<(), DriverError> {
     loop {
         match read_frame(&mut stream)?.0 {
             Prelude::Clock { .. } => {
                 let t1 = now();
                 write_frame(&mut stream, &Prelude::ClockWas { t1, t2: now() }, &[])?;
             }
-            Prelude::Ready {} => return Ok(write_frame(&mut stream, &Prelude::Ready {}, &[])?),
-            other @ Prelude::ClockWas { .. } => {
+            Prelude::Ready {} => {
+                let (answer, attached) = match held {
+                    Held::New(will_be) => (Prelude::HasNothing { will_be: *will_be }, Vec::new()),
+                    Held::Copy(of, lacking) => (Prelude::HasCopy { of: *of }, vec![sets::encode(lacking)?]),
+                };
+                return Ok(write_frame(&mut stream, &answer, &attached)?);
+            }
+            other @ (Prelude::ClockWas { .. } | Prelude::HasNothing { .. } | Prelude::HasCopy { .. }) => {
                 return Err(DriverError::Protocol(format!("{other:?} while clocks are compared")));
             }
         }

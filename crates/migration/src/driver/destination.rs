@@ -8,6 +8,7 @@ use super::remote_lane::RemoteLane;
 use super::setup::Connections;
 use super::watch::WorkWatch;
 use super::{DriverError, FAREWELL, in_words};
+use crate::copies::Held;
 use crate::core::{DestinationCore, DestinationEffect, DestinationInput, Ending};
 use crate::recorder::Recorder;
 use crate::witness::Witness;
@@ -18,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
-use whimbrel_disk::Volume;
+use whimbrel_disk::{CopyRecord, Volume};
 use whimbrel_machine::Machine;
 use whimbrel_memory::{MissingPages, Part};
 use whimbrel_model::{Block, Event, Extent, Family, Nanos, Needs, Page, Schedule, UnitSet};
@@ -35,6 +36,10 @@ pub struct DestinationParts {
     pub machine: Arc<dyn Machine>,
     /// Its disk.
     pub volume: Option<Arc<Volume>>,
+    /// What it has of the disk.
+    pub held: Held,
+    /// Where what arrives of the disk is recorded; `None`: nowhere.
+    pub record: Option<Arc<CopyRecord>>,
     /// What orders the prefetch of its blocks; `None`: nothing is fetched that the guest did not ask for.
     pub prefetch: Option<Box<dyn Schedule<Block>>>,
     /// What the disk's strategy needs, if there is a disk.
@@ -66,10 +71,12 @@ pub struct Arrived {
 /// # Errors
 /// Setup failed; nothing has run here.
 pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> {
-    let DestinationParts { machine, volume, prefetch, needs, connections, witness, recorder, runtime } = parts;
+    let DestinationParts { machine, volume, held, record, prefetch, needs, connections, witness, recorder, runtime } =
+        parts;
     let remains = needs.is_some_and(|needs| needs.remains);
-    volume.iter().filter(|_| !remains).for_each(|v| v.begin_receive());
-    begin_as_destination(&connections.control)?;
+    volume.iter().filter(|_| !remains).for_each(|v| v.begin_receive(record.clone()));
+    begin_as_destination(&connections.control, &held)?;
+    drop(held);
     let Connections { control, push, demand, disk_push, disk_pull, disk_prefetch, disk_mirror, disk_offer } =
         connections;
     let (inputs, received) = channel();

@@ -19,6 +19,7 @@
 //! The memory lanes run on threads of their own because they read and write guest RAM by vectored calls on blocking
 //! sockets: no copy in user space, which an asynchronous stream can't offer.
 
+mod acknowledged;
 mod control_lane;
 mod destination;
 mod disk_lane;
@@ -34,7 +35,7 @@ mod watch;
 pub use destination::{Arrived, DestinationParts, run_destination};
 pub use own::{OwnConnections, OwnRoles, accept_own, arrive_own, connect_own, leave_own};
 pub use setup::{Connections, Opening, accept_roles, connect_roles};
-pub use source::{Left, SourceParts, run_source};
+pub use source::{Copies, Left, SourceParts, run_source};
 pub use watch::WorkWatch;
 
 /// How long listeners may take to see the other side's end before the link is cut.

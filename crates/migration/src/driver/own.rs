@@ -13,6 +13,7 @@ use super::setup::{Opening, gather, open};
 use super::source::Left;
 use super::watch::WorkWatch;
 use super::{DriverError, in_words};
+use crate::copies::Held;
 use crate::core::Ending;
 use crate::recorder::Recorder;
 use serde::{Deserialize, Serialize};
@@ -120,14 +121,14 @@ pub fn leave_own(
     recorder: &Recorder,
 ) -> Result<Left, DriverError> {
     let OwnConnections { control, lanes } = connections;
-    let clock = begin_as_source(&control)?;
+    let (clock, _) = begin_as_source(&control, None)?;
     let ends = machine.prepare_to_leave(own)?;
     let sever: Vec<Severer> = lanes.memory.iter().chain(&lanes.disk).map(|lane| lane.severer()).collect();
     let disk = ends.disk.map(|end| Coming::carry_out(end, lanes.disk.into_iter().collect())).transpose()?;
     let coming = [Some(Coming::carry_out(ends.memory, lanes.memory)?), disk];
     recorder.record(Event::Moment { moment: Moment::SetupDone });
     recorder.record(Event::Phase { phase: Phase::Push });
-    let left = |ending, own| Left { ending, clock, missing_blocks: None, own };
+    let left = |ending, own| Left { ending, clock, missing_blocks: None, behind: None, own };
     let departed = machine.leave_by_itself(own);
     let [_, disk_bytes] = coming.map(|coming| coming.map(Coming::end));
     let departure = match departed {
@@ -192,7 +193,7 @@ pub fn arrive_own(
     recorder: &Recorder,
 ) -> Result<Arrived, DriverError> {
     let OwnConnections { control, lanes } = connections;
-    begin_as_destination(&control)?;
+    begin_as_destination(&control, &Held::New(None))?;
     carry_in(ends.memory, lanes.memory)?;
     for (path, lane) in ends.disk.into_iter().zip(lanes.disk) {
         carry_in(path, vec![lane])?;

@@ -1,5 +1,6 @@
 //! The source's driver: one thread owns the core; lanes and listeners feed it.
 
+use super::acknowledged::Acknowledged;
 use super::control_lane::{begin_as_source, hear, say};
 use super::disk_lane::{DiskJob, DiskSender, serve_pulls};
 use super::memory_lane::{LaneJob, LaneSender};
@@ -9,6 +10,7 @@ use super::remote_lane::serve_remote;
 use super::setup::Connections;
 use super::{DriverError, FAREWELL, in_words};
 use crate::commands::MoveSpec;
+use crate::copies::{Behind, Held, Point};
 use crate::core::{DiskPlan, Ending, Limits, Progress, SourceCore, SourceEffect, SourceInput, SourcePlan, Written};
 use crate::recorder::Recorder;
 use crate::report::ClockOffset;
@@ -40,8 +42,8 @@ pub struct SourceParts<'a> {
     pub volume: Option<Arc<Volume>>,
     /// The move.
     pub movement: &'a MoveSpec,
-    /// The destination has the disk but for its fresh blocks: as an earlier visit or as the base image left it.
-    pub incremental: bool,
+    /// What is known of copies of the disk elsewhere.
+    pub copies: Copies,
     /// The guest's seed, from which orders are drawn.
     pub seed: u64,
     /// What the disk's strategy needs, if there is a disk.
@@ -58,6 +60,17 @@ pub struct SourceParts<'a> {
     pub runtime: tokio::runtime::Handle,
 }
 
+/// What the source knows of copies of the disk at other hosts, by which the destination's is judged.
+#[derive(Debug, Default)]
+pub struct Copies {
+    /// The guest began here, on a base image that every host has.
+    pub on_base: bool,
+    /// The move by which the guest came here: where it left, it left the disk as it was.
+    pub came_by: Option<u64>,
+    /// What an attempt that failed left.
+    pub behind: Option<Behind>,
+}
+
 /// Where progress is reported to; the answer may be a reason to give up.
 pub type Report<'a> = dyn FnMut(Progress) -> ControlFlow<String> + 'a;
 
@@ -69,8 +82,17 @@ pub struct Left {
     pub clock: Option<ClockOffset>,
     /// Blocks that the destination lacked at the start; `None`: no disk.
     pub missing_blocks: Option<u64>,
+    /// What the destination's copy of the disk is behind in, where the guest runs on here and another attempt may follow.
+    pub behind: Option<Behind>,
     /// What the hypervisor says of a migration of its own.
     pub own: Option<serde_json::Value>,
+}
+
+impl Left {
+    /// That it ended, and nothing else.
+    pub fn without_a_word(ending: Ending) -> Self {
+        Left { ending, clock: None, missing_blocks: None, behind: None, own: None }
+    }
 }
 
 /// Moves the guest away. Returns when the move has ended on this host; the guest then runs here
@@ -80,19 +102,23 @@ pub struct Left {
 /// # Errors
 /// Setup failed; the guest runs on as if nothing had been.
 pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<Left, DriverError> {
-    let SourceParts { machine, volume, movement, incremental, seed, needs, connections, mut log, recorder, .. } = parts;
+    let SourceParts { machine, volume, movement, copies, seed, needs, connections, mut log, recorder, .. } = parts;
     log.arm()?;
-    let missing_blocks = volume.as_ref().map(|volume| {
-        // First of all: a write between this and the look at what is fresh must be in one of the two.
-        volume.arm();
-        match needs {
-            Some(needs) if needs.remains => UnitSet::empty(volume.blocks()),
-            _ if incremental => volume.fresh(),
-            _ => UnitSet::full(volume.blocks()),
-        }
+    let (clock, held) = begin_as_source(&connections.control, volume.as_ref().map(|v| v.blocks()))?;
+    let remains = needs.is_some_and(|needs| needs.remains);
+    // A copy that no record is kept of is worth nothing after a failure.
+    let point = match &held {
+        Held::New(will_be) => *will_be,
+        Held::Copy(point @ Point::Attempt { .. }, _) => Some(*point),
+        Held::Copy(Point::Left { .. }, _) => None,
+    };
+    let missing_blocks = volume.as_ref().map(|volume| match remains {
+        true => armed(volume, || UnitSet::empty(volume.blocks())),
+        false => missing_blocks(volume, &held, movement, copies),
     });
+    let acknowledged = point.zip(missing_blocks.clone());
+    let acknowledged = acknowledged.map(|(point, missing)| (point, Acknowledged::nothing_of(missing)));
     let missing_count = missing_blocks.as_ref().map(UnitSet::count);
-    let clock = begin_as_source(&connections.control)?;
     // The error of the clocks' comparison is half the shortest round trip.
     let round_trip_ns = clock.map_or(2 * movement.link.delay_ns, |c| 2 * c.error_ns);
     let pages = machine.ram().pages();
@@ -116,14 +142,44 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<L
     let demand_encode = movement.memory.build(&BuildContext { pages, seed }).encode;
     let (inputs, received) = channel();
     let encodes = [encode, demand_encode];
-    let remains = needs.is_some_and(|needs| needs.remains);
     let lanes = Lanes::start(&machine, &volume, remains, connections, encodes, &inputs, &parts.runtime)?;
     let (core, timer, ending) = (SourceCore::new(plan), None, None);
-    let mut source = Source { core, machine, volume, remains, log, recorder, lanes, timer, ending };
+    let mut source = Source { core, machine, volume, remains, acknowledged, log, recorder, lanes, timer, ending };
     source.feed(SourceInput::Start);
     let ending = source.run(&received, progress);
-    source.leave(&ending);
-    Ok(Left { ending, clock, missing_blocks: missing_count, own: None })
+    let behind = source.leave(&ending);
+    Ok(Left { ending, clock, missing_blocks: missing_count, behind, own: None })
+}
+
+/// What the destination lacks, by what both hosts know of its copy; the volume records from before it is looked at.
+fn missing_blocks(volume: &Volume, held: &Held, movement: &MoveSpec, copies: Copies) -> UnitSet<Block> {
+    let told = |point: &Point| movement.earlier.contains(&point.session());
+    match (held, copies.behind) {
+        (Held::Copy(point, lacking), Some(behind)) if told(point) && behind.point == *point => {
+            // It has gone on recording since the attempt.
+            let mut missing = behind.blocks;
+            volume.take_into(&mut missing);
+            missing.union(lacking);
+            missing
+        }
+        (Held::Copy(point @ Point::Left { session }, lacking), _)
+            if told(point) && copies.came_by == Some(*session) =>
+        {
+            armed(volume, || {
+                let mut missing = volume.fresh();
+                missing.union(lacking);
+                missing
+            })
+        }
+        (Held::New(_), _) if copies.on_base => armed(volume, || volume.fresh()),
+        _ => armed(volume, || UnitSet::full(volume.blocks())),
+    }
+}
+
+/// Arms the volume first: a write between this and the look must be in one of the two.
+fn armed(volume: &Volume, look: impl FnOnce() -> UnitSet<Block>) -> UnitSet<Block> {
+    volume.arm();
+    look()
 }
 
 fn disk_plan(
@@ -281,6 +337,8 @@ struct Source {
     volume: Option<Arc<Volume>>,
     /// The disk stays here when the guest leaves.
     remains: bool,
+    /// What of the disk the destination's copy of that point has acknowledged, where it is one that lasts.
+    acknowledged: Option<(Point, Acknowledged)>,
     log: Box<dyn DirtyLog>,
     recorder: Recorder,
     lanes: Lanes,
@@ -326,6 +384,11 @@ impl Source {
         let mut inputs = VecDeque::from([input]);
         let mut effects = Vec::new();
         while let Some(input) = inputs.pop_front() {
+            if let (SourceInput::Sent { family: Family::Disk, job, .. }, Some((_, acknowledged))) =
+                (&input, &mut self.acknowledged)
+            {
+                acknowledged.sent(*job);
+            }
             self.core.on(clock::now(), input, &mut effects);
             for effect in effects.drain(..) {
                 match self.act(effect) {
@@ -344,6 +407,7 @@ impl Source {
                 lane.iter().for_each(|l| _ = l.send(LaneJob::Send { job, runs: runs.clone(), limit, demanded }));
             }
             SourceEffect::Send { family: Family::Disk, job, runs, limit, offered, .. } => {
+                self.acknowledged.iter_mut().for_each(|(_, acknowledged)| acknowledged.send(job, &runs));
                 self.lanes.disk.iter().for_each(|l| _ = l.send(DiskJob { job, runs: runs.clone(), limit, offered }));
             }
             SourceEffect::Barrier => {
@@ -391,26 +455,34 @@ impl Source {
         Ok(match (family, &self.volume, observe) {
             (Family::Memory, _, Observe::Take) => Written::Pages(self.log.take()?),
             (Family::Memory, _, Observe::Peek) => Written::Pages(self.log.peek()?),
-            (Family::Disk, Some(volume), Observe::Take) => Written::Blocks(volume.take(), volume.write_counts()),
+            (Family::Disk, Some(volume), Observe::Take) => {
+                let written = volume.take();
+                self.acknowledged.iter_mut().for_each(|(_, acknowledged)| acknowledged.take(&written));
+                Written::Blocks(written, volume.write_counts())
+            }
             (Family::Disk, Some(volume), Observe::Peek) => Written::Blocks(volume.peek(), volume.write_counts()),
             (Family::Disk, None, _) => Written::Blocks(UnitSet::empty(0), None),
         })
     }
 
-    /// Ends the lanes and the logs.
-    fn leave(&mut self, ending: &Ending) {
+    /// Ends the lanes and the logs. Returns what another attempt begins with.
+    fn leave(&mut self, ending: &Ending) -> Option<Behind> {
         self.lanes.end(!matches!(ending, Ending::Completed));
         // The guest's speed matters again where it runs on; a log that can't be disarmed costs only that.
         if let Err(error) = self.log.disarm() {
             self.recorder.record(Event::Failed { reason: in_words(&error) });
         }
+        let runs_on = matches!(ending, Ending::Aborted { .. });
+        let behind = self.acknowledged.take().filter(|_| runs_on && !self.remains);
+        let behind = behind.map(|(point, acknowledged)| Behind { point, blocks: acknowledged.rest() });
         if let Some(volume) = &self.volume {
-            volume.disarm();
-            if self.remains && !matches!(ending, Ending::Aborted { .. }) {
+            if behind.is_some() { volume.stand_by() } else { volume.disarm() }
+            if self.remains && !runs_on {
                 volume.lend();
             }
         }
         let silence = self.machine.silence();
         self.recorder.record(Event::Silence { longest_ns: silence.longest_ns, edge: silence.last_beats });
+        behind
     }
 }

@@ -38,6 +38,7 @@ pub const METRICS: &[Metric] = &[
     described("trial", "count", "The repetition of the cell, from 0. Trials of the same number have the same seed in every cell."),
     described("guest", "count", "The guest, from 0, where several migrate at the same time."),
     described("trip", "count", "The trip, from 0: 0 leads to the destination, 1 back."),
+    described("attempt", "count", "The attempt at the trip, from 0. Another follows one that was aborted, as often as `guest.attempts` allows; its blocks are those that the destination still lacks."),
     described("seed", "count", "The seed from which the trial's workload and contents are made."),
     described("machine", "text", "The kind of machine."),
     described("accelerator", "text", "What executes the guest: `none` (threads), `tcg` or `kvm`. Results of different ones are not comparable."),
