@@ -179,6 +179,36 @@ fn zeros_are_never_sent_as_content() {
 }
 
 #[test]
+fn what_a_disk_has_no_content_of_is_never_fetched() {
+    let pair = Pair::start();
+    let prefetching =
+        |choice: &DiskChoice| choice.needs(&BuildContext { blocks: BLOCKS, block_bytes: 4096, seed: 1 }).prefetch;
+    let strategies: Vec<_> =
+        DISK_STRATEGIES.names().filter(|name| prefetching(&choice(json!({ "strategy": name })))).collect();
+    assert!(!strategies.is_empty());
+    for (seed, strategy) in (1..).zip(strategies) {
+        let workload = json!({"use": "disk-write", "rate": "1 MiB/s", "extent": "4 MiB"});
+        let plan = plan(guest(seed, 1, workload), json!({"schedule": "stop-and-copy"}), json!({"strategy": strategy}));
+        let (report, events, _) = &moved(&pair.hosts(), &plan)[0];
+        let blocks = report.blocks.unwrap();
+        // Half of the disk was never written.
+        assert!(blocks.zero >= BLOCKS / 2, "{strategy}: {blocks:?}");
+        assert!(
+            blocks.pulled > 0 && blocks.pushed + blocks.pulled + blocks.demanded >= BLOCKS,
+            "{strategy}: {blocks:?}"
+        );
+        let mut sum = whimbrel_model::event::Sent::default();
+        for event in events {
+            if let Event::Sent { family: Family::Disk, sent, .. } = event {
+                sum.add(sent);
+            }
+        }
+        assert_eq!(sum.bytes(), sum.raw_units * 4096, "{strategy}");
+        assert!(sum.raw_units <= BLOCKS * 3 / 4, "{strategy}: {sum:?}");
+    }
+}
+
+#[test]
 fn two_guests_move_at_once() {
     let pair = Pair::start();
     let hosts = pair.hosts();

@@ -13,7 +13,7 @@ use crate::volume::{Content, Volume};
 use std::io;
 use std::sync::Arc;
 use whimbrel_model::Extent;
-use whimbrel_nbd::protocol::{CONTEXT_ALLOCATION, MAX_PAYLOAD_BYTES};
+use whimbrel_nbd::protocol::{CONTEXT_ALLOCATION, MAX_PAYLOAD_BYTES, allocation};
 use whimbrel_nbd::{Backend, BlockSizes, Extents, Now, ZeroMode};
 
 /// The metadata context that says which blocks the guest wrote since the bitmap was last taken: [`DIRTY`] or 0.
@@ -26,7 +26,16 @@ pub const DIRTY: u32 = 1 << 0;
 const MINIMUM_BYTES_MAX: u64 = 64 << 10;
 
 type OnArrived = Box<dyn Fn(Extent, &[(u64, u64)]) + Send + Sync>;
-type OnPulled = Box<dyn Fn(Extent) + Send + Sync>;
+type OnPulled = Box<dyn Fn(Extent, PulledAs) + Send + Sync>;
+
+/// How the destination has blocks from the source's export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PulledAs {
+    /// It has read them.
+    Content,
+    /// It was told by `base:allocation` that they are zeroes.
+    Zero,
+}
 
 fn contexts() -> Vec<String> {
     vec![CONTEXT_ALLOCATION.to_owned(), CONTEXT_DIRTY.to_owned()]
@@ -154,16 +163,17 @@ pub struct OutgoingExport {
 }
 
 impl OutgoingExport {
-    /// `on_pulled` hears of each read before its answer leaves: of the blocks that it covers wholly.
-    pub fn new(volume: Arc<Volume>, on_pulled: impl Fn(Extent) + Send + Sync + 'static) -> Self {
+    /// `on_pulled` hears of each read, and of what is told to be zeroes, before the answer leaves: of the blocks that it covers
+    /// wholly.
+    pub fn new(volume: Arc<Volume>, on_pulled: impl Fn(Extent, PulledAs) + Send + Sync + 'static) -> Self {
         OutgoingExport { volume, on_pulled: Box::new(on_pulled) }
     }
 
-    fn pulled(&self, offset: u64, length: u64) {
+    fn pulled(&self, offset: u64, length: u64, pulled_as: PulledAs) {
         let bytes = self.volume.block_bytes();
         let (start, end) = (offset.div_ceil(bytes), (offset + length) / bytes);
         if start < end {
-            (self.on_pulled)(Extent { start, count: end - start });
+            (self.on_pulled)(Extent { start, count: end - start }, pulled_as);
         }
     }
 }
@@ -195,7 +205,7 @@ impl Backend for OutgoingExport {
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.volume.read_image(offset, buffer)?;
-        self.pulled(offset, buffer.len() as u64);
+        self.pulled(offset, buffer.len() as u64, PulledAs::Content);
         Ok(())
     }
 
@@ -208,13 +218,23 @@ impl Backend for OutgoingExport {
     }
 
     fn block_status(&self, context: &str, offset: u64, length: u64, extents: &mut Extents) -> io::Result<()> {
-        status(&self.volume, context, offset, length, extents)
+        status(&self.volume, context, offset, length, extents)?;
+        if context == CONTEXT_ALLOCATION {
+            let mut at = offset;
+            for extent in extents.list() {
+                if extent.flags & allocation::ZERO != 0 {
+                    self.pulled(at, extent.length, PulledAs::Zero);
+                }
+                at += extent.length;
+            }
+        }
+        Ok(())
     }
 
     fn try_read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<Now> {
         let now = self.volume.try_read_image_now(offset, buffer)?;
         if now == Now::Done {
-            self.pulled(offset, buffer.len() as u64);
+            self.pulled(offset, buffer.len() as u64, PulledAs::Content);
         }
         Ok(now)
     }

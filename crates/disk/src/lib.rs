@@ -25,7 +25,7 @@ pub use bitmap_file::{BitmapFile, Found};
 pub use content_index::{ContentIndex, DIGEST_BYTES, digests};
 pub use copy_record::CopyRecord;
 pub use error::DiskError;
-pub use export::{CONTEXT_DIRTY, IncomingExport, OutgoingExport, VolumeExport};
+pub use export::{CONTEXT_DIRTY, IncomingExport, OutgoingExport, PulledAs, VolumeExport};
 pub use guest_disk::GuestDisk;
 pub use strategies::{DISK_PRESETS, DISK_STRATEGIES};
 pub use strategy::{BuildContext, DiskChoice, DiskStrategy};

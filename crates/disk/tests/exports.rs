@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use whimbrel_disk::{BLOCK_BYTES, CONTEXT_DIRTY, GuestDisk, IncomingExport, OutgoingExport, Volume, VolumeExport};
+use whimbrel_disk::{
+    BLOCK_BYTES, CONTEXT_DIRTY, GuestDisk, IncomingExport, OutgoingExport, PulledAs, Volume, VolumeExport,
+};
 use whimbrel_model::{Block, Extent, Rng, UnitSet};
-use whimbrel_nbd::protocol::CONTEXT_ALLOCATION;
+use whimbrel_nbd::protocol::{CONTEXT_ALLOCATION, allocation};
 use whimbrel_nbd::{Backend, Client, ClientOptions, Exports, Extents, Now, Shutdown, ZeroMode, serve_connection};
 
 const BLOCKS: u64 = 256;
@@ -77,7 +79,7 @@ async fn a_disk_moves_over_nbd() {
     .await;
     let pulled = Arc::new(Mutex::new(BTreeSet::new()));
     let order = Arc::clone(&pulled);
-    let outgoing = client(OutgoingExport::new(Arc::clone(&source), move |extent| {
+    let outgoing = client(OutgoingExport::new(Arc::clone(&source), move |extent, _| {
         order.lock().unwrap().extend(extent.indices());
     }))
     .await;
@@ -162,14 +164,26 @@ fn an_outgoing_export_only_answers() {
     let volume = volume(folder.path(), "disk.raw");
     let heard = Arc::new(Mutex::new(Vec::new()));
     let list = Arc::clone(&heard);
-    let export = OutgoingExport::new(volume, move |extent| list.lock().unwrap().push(extent));
+    let export = OutgoingExport::new(volume, move |extent, pulled_as| list.lock().unwrap().push((extent, pulled_as)));
     assert!(export.read_only());
     assert!(export.write(0, &[1; 512], false).is_err());
     export.read(BLOCK_BYTES, &mut vec![0; 2 * BLOCK_BYTES as usize]).unwrap();
     // Parts of blocks are no pull of them.
     export.read(1, &mut vec![0; BLOCK_BYTES as usize]).unwrap();
     export.read(BLOCK_BYTES - 1, &mut vec![0; BLOCK_BYTES as usize + 1]).unwrap();
-    assert_eq!(*heard.lock().unwrap(), [Extent { start: 1, count: 2 }, Extent { start: 1, count: 1 }]);
+    let extents = [Extent { start: 1, count: 2 }, Extent { start: 1, count: 1 }];
+    assert_eq!(*heard.lock().unwrap(), extents.map(|extent| (extent, PulledAs::Content)));
+    heard.lock().unwrap().clear();
+    let size = export.size_bytes();
+    assert_eq!(status(&export, CONTEXT_DIRTY, 0, size), [(size, 0)]);
+    assert_eq!(*heard.lock().unwrap(), [], "who asks what is dirty has none of it");
+    // Parts of blocks are no pull of them here either.
+    assert_eq!(
+        status(&export, CONTEXT_ALLOCATION, 100, size - 100),
+        [(size - 100, allocation::HOLE | allocation::ZERO)]
+    );
+    let extent = Extent { start: 1, count: BLOCKS - 1 };
+    assert_eq!(*heard.lock().unwrap(), [(extent, PulledAs::Zero)]);
     assert!(export.read(BLOCKS * BLOCK_BYTES, &mut [0; 1]).is_err());
 }
 

@@ -292,8 +292,9 @@ impl<U: FlowUnit> Flow<U> {
         self.unsent.clear();
     }
 
-    /// A set of units was taken up by the destination by itself (a pull): what of it was unsent needn't be sent.
-    pub(super) fn forget(&mut self, extent: Extent) -> Sent {
+    /// A set of units was taken up by the destination by itself (a pull): what of it was unsent needn't be sent. `zero`: it was
+    /// told that they are zeroes.
+    pub(super) fn forget(&mut self, extent: Extent, zero: bool) -> Sent {
         let mut runs = Vec::new();
         for part in still_unsent(&self.unsent, extent) {
             self.unsent.remove_extent(part);
@@ -307,8 +308,12 @@ impl<U: FlowUnit> Flow<U> {
                 (&mut sent.first_units, &mut sent.first_bytes)
             };
             *units += run.extent.count;
-            *bytes += run.extent.count * self.unit_bytes;
-            sent.raw_units += run.extent.count;
+            if zero {
+                sent.zero_units += run.extent.count;
+            } else {
+                *bytes += run.extent.count * self.unit_bytes;
+                sent.raw_units += run.extent.count;
+            }
         }
         sent
     }

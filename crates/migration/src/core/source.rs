@@ -148,7 +148,9 @@ impl SourceCore {
                     effects.push(SourceEffect::Send { family, job, runs, limit: None, demanded: true, offered: false });
                 }
             }
-            SourceInput::Pulled { extent, demanded } => self.pulled(extent, demanded, effects),
+            // Before the hand-over the guest here may write to them yet.
+            SourceInput::Pulled { zero: true, .. } if self.stage != Stage::Pull => {}
+            SourceInput::Pulled { extent, demanded, zero } => self.pulled(extent, demanded, zero, effects),
             SourceInput::Mirrored(sent) => {
                 let (family, stage) = (Family::Disk, self.stage);
                 effects.push(SourceEffect::Record(Event::Sent { family, stage, demanded: false, sent }));
@@ -231,9 +233,9 @@ impl SourceCore {
         effects.push(SourceEffect::Record(Event::Sent { family, stage: self.stage, demanded, sent: *sent }));
     }
 
-    fn pulled(&mut self, extent: Extent, demanded: bool, effects: &mut Vec<SourceEffect>) {
+    fn pulled(&mut self, extent: Extent, demanded: bool, zero: bool, effects: &mut Vec<SourceEffect>) {
         let Some(disk) = &mut self.disk else { return };
-        let sent = disk.forget(extent);
+        let sent = disk.forget(extent, zero);
         if sent.units() > 0 {
             let stage = self.stage;
             effects.push(SourceEffect::Record(Event::Sent { family: Family::Disk, stage, demanded, sent }));

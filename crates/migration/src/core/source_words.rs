@@ -79,12 +79,14 @@ pub enum SourceInput {
     Said(Message),
     /// The destination asks for pages that a vCPU waits for.
     Fetch(Vec<u64>),
-    /// The destination has read blocks from the source's export.
+    /// The destination has read blocks from the source's export, or was told by it that they are zeroes.
     Pulled {
         /// Which.
         extent: Extent,
         /// Its guest waits for them.
         demanded: bool,
+        /// It was told.
+        zero: bool,
     },
     /// A guest's write has reached the destination too.
     Mirrored(Sent),

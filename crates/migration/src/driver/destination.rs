@@ -1,9 +1,10 @@
 //! The destination's driver: one thread owns the core; lanes and listeners feed it.
 
 use super::control_lane::{begin_as_destination, hear, say};
-use super::disk_lane::{PrefetchJob, Pulled, Puller, connect_to_export, prefetch, serve_pushes};
+use super::disk_lane::{Pulled, Puller, connect_to_export, serve_pushes};
 use super::memory_lane::{Arrival, LaneReceiver};
 use super::offer_lane::serve_offers;
+use super::prefetch_lane::{PrefetchJob, prefetch};
 use super::remote_lane::RemoteLane;
 use super::setup::Connections;
 use super::watch::WorkWatch;

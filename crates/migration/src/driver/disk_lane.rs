@@ -8,9 +8,10 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
-use whimbrel_disk::{DIGEST_BYTES, Fetch, IncomingExport, OutgoingExport, Volume, digests};
+use whimbrel_disk::{DIGEST_BYTES, Fetch, IncomingExport, OutgoingExport, PulledAs, Volume, digests};
 use whimbrel_model::event::Sent;
 use whimbrel_model::{ByteRate, Extent};
+use whimbrel_nbd::protocol::CONTEXT_ALLOCATION;
 use whimbrel_nbd::{Client, ClientOptions, Exports, Shutdown, ZeroMode, serve_connection};
 use whimbrel_wire::{AsyncLinkStream, Bucket, Class, clock};
 
@@ -232,7 +233,7 @@ fn cut(extent: Extent, most: u64) -> impl Iterator<Item = Extent> {
 pub(super) async fn serve_pulls(
     stream: AsyncLinkStream,
     volume: Arc<Volume>,
-    pulled: impl Fn(Extent) + Send + Sync + 'static,
+    pulled: impl Fn(Extent, PulledAs) + Send + Sync + 'static,
 ) {
     let export = OutgoingExport::new(volume, pulled);
     let exports = Arc::new(Exports::single(Arc::new(export)));
@@ -303,7 +304,8 @@ impl Fetch for Puller {
 /// # Errors
 /// The link failed, or the source broke the protocol.
 pub(super) async fn connect_to_export(stream: AsyncLinkStream) -> Result<Client, DriverError> {
-    Ok(Client::connect(stream, "", ClientOptions::default()).await?)
+    let contexts = vec![CONTEXT_ALLOCATION.to_owned()];
+    Ok(Client::connect(stream, "", ClientOptions { contexts, ..ClientOptions::default() }).await?)
 }
 
 async fn pull(client: Client, volume: Arc<Volume>, mut wanted: UnboundedReceiver<u64>, news: impl Pulled) {
@@ -322,53 +324,6 @@ async fn pull(client: Client, volume: Arc<Volume>, mut wanted: UnboundedReceiver
                 Ok(waited) => news.arrived(&waited, false),
                 Err(error) => news.failed(error),
             }
-        });
-    }
-    client.disconnect().await;
-}
-
-/// Blocks to be fetched before the guest asks for them.
-#[derive(Debug)]
-pub(super) struct PrefetchJob {
-    pub(super) job: u64,
-    pub(super) extent: Extent,
-    pub(super) limit: Option<ByteRate>,
-}
-
-/// Fetches what of each job is missing and not on its way already, until the jobs' sender is gone; `fetched` hears of
-/// each job that is done. As many go on at once as there are jobs: how many that are is the core's to say.
-pub(super) async fn prefetch(
-    client: Client,
-    volume: Arc<Volume>,
-    mut jobs: UnboundedReceiver<PrefetchJob>,
-    news: impl Pulled,
-    fetched: impl Fn(u64) + Clone + Send + 'static,
-) {
-    let block_bytes = volume.block_bytes();
-    let limit = Arc::new(Bucket::unlimited());
-    let mut limit_set = None;
-    while let Some(PrefetchJob { job, extent, limit: wanted }) = jobs.recv().await {
-        if limit_set != wanted {
-            limit_set = wanted;
-            limit.set_rate(clock::now(), wanted);
-        }
-        let (client, volume, limit) = (client.clone(), Arc::clone(&volume), Arc::clone(&limit));
-        let (news, fetched) = (news.clone(), fetched.clone());
-        tokio::spawn(async move {
-            for run in volume.begin_prefetch(extent) {
-                limit.admit_async(run.count * block_bytes, Class::Bulk).await;
-                let arrival = async {
-                    let data = client.read(run.start * block_bytes, (run.count * block_bytes) as usize).await?;
-                    let waited = tokio::task::block_in_place(|| volume.arrive(run, &data))?;
-                    client.give_buffer(data);
-                    Ok::<_, DriverError>(waited)
-                };
-                match arrival.await {
-                    Ok(waited) => news.arrived(&waited, true),
-                    Err(error) => return news.failed(error),
-                }
-            }
-            fetched(job);
         });
     }
     client.disconnect().await;

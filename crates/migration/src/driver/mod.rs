@@ -27,6 +27,7 @@ mod memory_lane;
 mod mirror_lane;
 mod offer_lane;
 mod own;
+mod prefetch_lane;
 mod remote_lane;
 mod setup;
 mod source;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
-use whimbrel_disk::{BuildContext as DiskContext, MirrorSink, Volume};
+use whimbrel_disk::{BuildContext as DiskContext, MirrorSink, PulledAs, Volume};
 use whimbrel_machine::Machine;
 use whimbrel_memory::{BuildContext, DirtyLog, EncodeChain};
 use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Needs, Observe, UnitSet};
@@ -268,7 +268,10 @@ impl Lanes {
             to_remain.map(|stream| runtime.spawn(serve_remote(stream, Arc::clone(volume))));
             for (stream, demanded) in [(to_pull, true), (disk_prefetch, false)] {
                 let told = inputs.clone();
-                let pulled = move |extent| drop(told.send(SourceInput::Pulled { extent, demanded }));
+                let pulled = move |extent, pulled_as| {
+                    let zero = pulled_as == PulledAs::Zero;
+                    drop(told.send(SourceInput::Pulled { extent, demanded, zero }));
+                };
                 stream.map(|stream| runtime.spawn(serve_pulls(stream, Arc::clone(volume), pulled)));
             }
         }
@@ -476,7 +479,11 @@ impl Source {
         let behind = self.acknowledged.take().filter(|_| runs_on && !self.remains);
         let behind = behind.map(|(point, acknowledged)| Behind { point, blocks: acknowledged.rest() });
         if let Some(volume) = &self.volume {
-            if behind.is_some() { volume.stand_by() } else { volume.disarm() }
+            if behind.is_some() {
+                volume.stand_by()
+            } else {
+                volume.disarm()
+            }
             if self.remains && !runs_on {
                 volume.lend();
             }

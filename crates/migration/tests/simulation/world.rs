@@ -361,7 +361,7 @@ impl World {
             return;
         }
         let extent = Extent { start: block, count: 1 };
-        self.tell_source(SourceInput::Pulled { extent, demanded: true });
+        self.tell_source(SourceInput::Pulled { extent, demanded: true, zero: false });
         let version = self.blocks.as_ref().map_or(0, |b| b.source[block as usize]);
         let free = self.through(Lane::Disk, BLOCK_BYTES, None).plus(self.delay);
         self.schedule(free, Happening::PullAnswered { block, version });
@@ -375,7 +375,7 @@ impl World {
         }
         for &block in blocks {
             let extent = Extent { start: block, count: 1 };
-            self.tell_source(SourceInput::Pulled { extent, demanded: false });
+            self.tell_source(SourceInput::Pulled { extent, demanded: false, zero: false });
             units.push((block, self.blocks.as_ref().map_or(0, |b| b.source[block as usize])));
         }
         let free = self.through(Lane::Prefetch, units.len() as u64 * BLOCK_BYTES, limit).plus(self.delay);
