@@ -366,6 +366,21 @@ fn a_disk_that_remains_comes_home_as_it_left_and_no_other_way() {
     otherwise.earlier = vec![first.session];
     let reason = here.refused(&Command::Receive { spec: spec.clone(), movement: otherwise });
     assert!(reason.contains("remains"), "{reason}");
+    // Nor is it forgotten by mistake, or moved on to a third host without its disk.
+    let fresh = movement(json!({}), json!({"strategy": "three-phase"}));
+    for command in
+        [Command::Receive { spec: spec.clone(), movement: fresh.clone() }, Command::Create { spec: spec.clone() }]
+    {
+        let reason = here.refused(&command);
+        assert!(reason.contains("works on its disk here"), "{reason}");
+    }
+    let third = Desk::at(pair.destination.address);
+    third.done(&Command::Receive { spec: spec.clone(), movement: fresh.clone() });
+    there.tell(&Command::Migrate { to: pair.destination.address, movement: fresh });
+    let left = there.ended();
+    assert!(matches!(&left.ending, Ending::Aborted { reason } if reason.contains("at another host")), "{left:?}");
+    drop(third);
+    assert!(there.runs());
     let mut home = movement(json!({}), json!({"preset": "shared"}));
     home.earlier = vec![first.session];
     let back = carry(&there, &here, pair.source.address, &spec, &home);

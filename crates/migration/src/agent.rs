@@ -4,8 +4,8 @@ mod energy;
 mod receive;
 
 use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
-use crate::core::Ending;
 use crate::copies;
+use crate::core::Ending;
 use crate::driver::{
     Copies, DriverError, Left, Opening, SourceParts, WorkWatch, connect_own, connect_roles, in_words, leave_own,
     run_source,
@@ -277,6 +277,7 @@ impl Desk {
         }
         match command {
             Command::Create { spec } => {
+                self.serves_nobody()?;
                 self.discard();
                 self.guest = Some(self.make(spec, Begin::New, None)?);
                 self.shared.metering.counts(&self.guest()?.machine);
@@ -418,6 +419,11 @@ impl Desk {
             return leave_own(&guest.machine, own, connections, &self.recorder);
         }
         let needs = guest.disk_context().map(|context| movement.disk.needs(&context));
+        if guest.volume.as_ref().is_some_and(|volume| volume.is_remote()) && !needs.is_some_and(|needs| needs.remains) {
+            let why = "this guest's disk is at another host: it moves on by a strategy that leaves its disk there, or goes \
+                       home first";
+            return Err(DriverError::Unfit(why.to_owned()));
+        }
         let connections = connect_roles(&opening, needs)?;
         let behind = guest.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
         let parts = SourceParts {

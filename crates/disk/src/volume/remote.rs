@@ -76,9 +76,13 @@ impl Volume {
         self.lent.load(SeqCst)
     }
 
+    /// Whether the guest is here, or was last, and its disk is elsewhere.
+    pub fn is_remote(&self) -> bool {
+        matches!(&*self.arrivals.read().unwrap_or_else(PoisonError::into_inner), Arrivals::Remote(_))
+    }
+
     /// Whether this is the image of a guest that has left without its disk.
     pub fn is_home(&self) -> bool {
-        let arrivals = self.arrivals.read().unwrap_or_else(PoisonError::into_inner);
-        self.is_lent() && !matches!(&*arrivals, Arrivals::Remote(_))
+        self.is_lent() && !self.is_remote()
     }
 }

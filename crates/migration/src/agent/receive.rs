@@ -94,11 +94,12 @@ impl Desk {
         if let Some(guest) = self.guest.as_mut().filter(|guest| self.away && is_there(guest)) {
             if guest.volume.as_ref().is_some_and(|volume| volume.is_lent()) && !remains(guest, movement) {
                 let why = "this guest's disk is not its own here: it comes back as it left, with a disk that remains";
-                return Err(DriverError::Protocol(why.to_owned()));
+                return Err(DriverError::Unfit(why.to_owned()));
             }
             guest.expect_return(begin)?;
             return Ok(false);
         }
+        self.serves_nobody()?;
         self.discard();
         let found = spec.disk.and_then(|disk| copies::find(&self.shared.directory, earlier, &disk));
         let is_new = found.is_none();
@@ -106,6 +107,14 @@ impl Desk {
         // Until it comes it is not here.
         self.away = true;
         Ok(is_new)
+    }
+
+    /// Sees that no guest that has left works on a disk that is here.
+    pub(super) fn serves_nobody(&self) -> Result<(), DriverError> {
+        let serves = self.guest.as_ref().and_then(|guest| guest.volume.as_ref()).is_some_and(|volume| volume.is_home());
+        let why = "a guest that has left works on its disk here: it comes back as it left, with a disk that remains, or is \
+                   discarded first";
+        if serves { Err(DriverError::Unfit(why.to_owned())) } else { Ok(()) }
     }
 
     pub(super) fn collect(&mut self) -> Result<Answer, DriverError> {

@@ -36,6 +36,8 @@ pub struct SourceCore {
     stage: Stage,
     memory: Flow<Page>,
     disk: Option<Flow<Block>>,
+    /// The disk stays, whatever is ready when.
+    disk_remains: bool,
     coordinator: Box<dyn Coordinator>,
     turns: Turns,
     stop: StopRules,
@@ -60,12 +62,14 @@ impl SourceCore {
         let MemoryStrategy { schedule, select, stop, throttle, .. } = plan.memory;
         let all = || Box::new(whimbrel_memory::All) as Box<dyn whimbrel_memory::Select>;
         let no_holes = UnitSet::empty(plan.missing_pages.len());
+        let disk_remains = plan.disk.as_ref().is_some_and(|disk| disk.strategy.schedule.needs().remains);
         SourceCore {
             requested: plan.requested,
             phase: Phase::Setup,
             stage: Stage::Push,
             memory: Flow::new(PAGE_BYTES, plan.missing_pages, no_holes, schedule, select),
             disk: plan.disk.map(|d| Flow::new(d.block_bytes, d.missing, d.holes, d.strategy.schedule, all())),
+            disk_remains,
             coordinator: plan.coordinator,
             turns: Turns { memory: Turn::FREE, disk: Turn::FREE },
             stop,
@@ -460,7 +464,9 @@ impl SourceCore {
 
     fn begin_switchover(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
         self.memory_rest = self.memory.readiness().map_or(Rest::CarryOver, |r| r.rest);
-        self.disk_rest = self.disk.as_ref().and_then(Flow::readiness).map_or(Rest::CarryOver, |r| r.rest);
+        // Memory that doesn't wait may be ready before the disk was ever asked.
+        let unasked = if self.disk_remains { Rest::Remain } else { Rest::CarryOver };
+        self.disk_rest = self.disk.as_ref().and_then(Flow::readiness).map_or(unasked, |r| r.rest);
         self.enter(Phase::Switchover, effects);
         let mut view = self.stop_view(now);
         if self.memory_rest == Rest::LeaveBehind {

@@ -63,6 +63,9 @@ pub enum DriverError {
     /// The device state is not one of this machine.
     #[error(transparent)]
     Machine(#[from] whimbrel_machine::MachineError),
+    /// What is asked can't be done with the guest as it is.
+    #[error("{0}")]
+    Unfit(String),
     /// The other side did what the protocol excludes.
     #[error("the other host broke the protocol: {0}")]
     Protocol(String),
@@ -84,9 +87,11 @@ impl DriverError {
             }
             DriverError::Wire(error) => matches!(error, WireError::Closed | WireError::Truncated { .. }),
             DriverError::Nbd(error) => matches!(error, NbdError::Closed { .. }),
-            DriverError::Memory(_) | DriverError::Decode(_) | DriverError::Machine(_) | DriverError::Protocol(_) => {
-                false
-            }
+            DriverError::Memory(_)
+            | DriverError::Decode(_)
+            | DriverError::Machine(_)
+            | DriverError::Unfit(_)
+            | DriverError::Protocol(_) => false,
         }
     }
 }

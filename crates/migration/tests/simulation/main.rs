@@ -11,6 +11,10 @@ mod world;
 use faults::{Fault, Verdict};
 use whimbrel_disk::DiskChoice;
 use whimbrel_memory::MemoryChoice;
+use whimbrel_migration::core::SourcePlan;
+use whimbrel_model::event::EndedBy;
+use whimbrel_model::strategy::Stage;
+use whimbrel_model::{Page, Rest, Schedule, Step, View};
 use world::World;
 
 /// Seeds of a test run, spread over all pairs of a memory and a disk strategy, with and without faults.
@@ -91,6 +95,35 @@ fn without_a_fault_every_pair_that_does_not_give_up_completes() {
             let expected = if gives_up { Verdict::Aborted } else { Verdict::Completed };
             assert_eq!(verdict, expected, "{} and {:?}", m.name(), d.as_ref().map(|d| d.name()));
             world.check(verdict).unwrap_or_else(|e| panic!("{} and {:?}: {e}", m.name(), d));
+        }
+    }
+}
+
+/// Switches at once, and waits for nobody.
+struct Firm;
+
+impl Schedule<Page> for Firm {
+    fn source(&mut self, view: &View<'_, Page>) -> Vec<Step<Page>> {
+        match view.stage {
+            Stage::Push => vec![Step::Ready { rest: Rest::CarryOver, firm: true, ended_by: EndedBy::TimeBound }],
+            Stage::Paused | Stage::Pull => Vec::new(),
+        }
+    }
+}
+
+#[test]
+fn memory_that_waits_for_nobody_moves_with_every_disk() {
+    let (memory, disks) = (memory_choices(), disk_choices());
+    for disk in disks.iter().filter(|disk| disk.as_ref().is_none_or(|disk| disk.name() != "faulty")) {
+        // Each seed another coordinator, link and guest.
+        for seed in 0..60 {
+            let fault = Fault::None;
+            let firm = |plan: &mut SourcePlan| plan.memory.schedule = Box::new(Firm);
+            let mut world = World::planned(seed, &memory[0], disk.as_ref(), fault, firm);
+            let what = format!("seed {seed}, {:?}", disk.as_ref().map(|disk| disk.name()));
+            let verdict = world.run().unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert_eq!(verdict, Verdict::Completed, "{what}");
+            world.check(verdict).unwrap_or_else(|e| panic!("{what}: {e}"));
         }
     }
 }

@@ -86,6 +86,17 @@ fn a_coordinator(rng: &mut Rng) -> Box<dyn Coordinator> {
 
 impl World {
     pub fn new(seed: u64, memory: &MemoryChoice, disk: Option<&DiskChoice>, fault: Fault) -> Self {
+        Self::planned(seed, memory, disk, fault, |_| {})
+    }
+
+    /// As [`World::new`], but with another plan than the choices give.
+    pub fn planned(
+        seed: u64,
+        memory: &MemoryChoice,
+        disk: Option<&DiskChoice>,
+        fault: Fault,
+        change: impl FnOnce(&mut SourcePlan),
+    ) -> Self {
         let mut rng = Rng::new(seed);
         let pages = Units::new(PAGES, &mut rng);
         let blocks = disk.map(|_| Units::new(BLOCKS, &mut rng));
@@ -93,7 +104,7 @@ impl World {
         let context = DiskContext { blocks: BLOCKS, block_bytes: BLOCK_BYTES, seed };
         let needs = disk.map(|d| d.needs(&context)).unwrap_or_default();
         let fetches = disk.filter(|_| needs.prefetch).map(|d| (d.build(&context).schedule, BLOCK_BYTES));
-        let plan = SourcePlan {
+        let mut plan = SourcePlan {
             requested: Nanos(0),
             missing_pages: UnitSet::full(PAGES),
             memory: memory.build(&BuildContext { pages: PAGES, seed }),
@@ -106,6 +117,7 @@ impl World {
             coordinator: a_coordinator(&mut rng),
             limits: Limits { fixed_cost: Nanos(1_000_000), link: Some(ByteRate(bytes_per_s)) },
         };
+        change(&mut plan);
         World {
             delay: Nanos(rng.below(2_000_000)),
             // From far slower than the link to far faster.
