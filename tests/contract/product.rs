@@ -1,6 +1,6 @@
 //! Every registry entry, in combination with the others, moves a guest: the twin has the last word.
 
-use crate::sample::{Factor, Row, pairwise, product};
+use crate::sample::{Factor, Row, pairwise, part, product};
 use crate::support::{Pair, choice, guest, plan, run};
 use serde_json::{Map, Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -188,8 +188,9 @@ fn every_member_moves_a_guest_with_every_other() {
         ]
         .concat(),
     };
-    let cases: Vec<Case> = (seed..).zip(&rows).filter_map(|(seed, row)| case(&factors, row, seed)).collect();
-    println!("{} combinations of {} fit their guests; WHIMBREL_SEED={seed}", cases.len(), rows.len());
+    let tried = part((seed..).zip(&rows));
+    let cases: Vec<Case> = tried.iter().filter_map(|(seed, row)| case(&factors, row, *seed)).collect();
+    println!("{} combinations of {} fit their guests; WHIMBREL_SEED={seed}", cases.len(), tried.len());
     let (queue, complaints) = (Mutex::new(cases.iter()), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {

@@ -1,4 +1,5 @@
-//! Which combinations of members are tried: a seeded sample in which every two members meet, or whole products.
+//! Which combinations of members are tried: a seeded sample in which every two members meet, or whole products, of which
+//! `WHIMBREL_PART` takes a part: `3/20`, every twentieth from the third on.
 
 use std::collections::HashSet;
 use whimbrel_model::rng::Rng;
@@ -11,6 +12,24 @@ pub type Row = Vec<usize>;
 
 /// Candidates that compete for being the next row.
 const CANDIDATES: usize = 40;
+
+/// What `WHIMBREL_PART` asks for of all that is to be tried; all of it without that.
+pub fn part<T>(all: impl Iterator<Item = T>) -> Vec<T> {
+    match std::env::var("WHIMBREL_PART") {
+        Err(_) => all.collect(),
+        Ok(text) => {
+            let (number, of) =
+                part_of(&text).unwrap_or_else(|| panic!("WHIMBREL_PART={text}: write a part such as 3/20"));
+            all.skip(number - 1).step_by(of).collect()
+        }
+    }
+}
+
+fn part_of(text: &str) -> Option<(usize, usize)> {
+    let (number, of) = text.split_once('/')?;
+    let (number, of) = (number.parse().ok()?, of.parse().ok()?);
+    (1..=of).contains(&number).then_some((number, of))
+}
 
 /// Rows in which every two values of different factors meet at least once.
 pub fn pairwise(factors: &[Factor], rng: &mut Rng) -> Vec<Row> {
@@ -68,6 +87,16 @@ fn any(factors: &[Factor], rng: &mut Rng) -> Row {
 
 fn pairs(row: &Row) -> impl Iterator<Item = [(usize, usize); 2]> + '_ {
     (0..row.len()).flat_map(move |a| (a + 1..row.len()).map(move |b| [(a, row[a]), (b, row[b])]))
+}
+
+#[test]
+fn parts_are_all_of_it() {
+    let of = |part: &str| {
+        let (number, of) = part_of(part).unwrap();
+        (0..10).skip(number - 1).step_by(of).collect::<Vec<_>>()
+    };
+    assert_eq!((of("1/3"), of("2/3"), of("3/3")), (vec![0, 3, 6, 9], vec![1, 4, 7], vec![2, 5, 8]));
+    assert!(["0/3", "4/3", "3", "a/b", "1/0"].iter().all(|text| part_of(text).is_none()));
 }
 
 #[test]
