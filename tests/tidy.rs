@@ -255,9 +255,14 @@ fn sides_are_source_and_destination() {
 fn every_kept_experiment_is_read() {
     let mut complaints = Vec::new();
     for entry in fs::read_dir(root().join("results")).expect("results is a folder") {
-        let file = entry.expect("a folder can be listed").path().join("experiment.toml");
-        if let Err(mistake) = whimbrel::experiment::Experiment::load(Some(&file), &[]) {
-            complaints.push(mistake.to_string());
+        let folder = fs::read_dir(entry.expect("a folder can be listed").path()).expect("each result is a folder");
+        let files = folder.map(|file| file.expect("a folder can be listed").path());
+        let experiments =
+            files.filter(|file| file.extension().is_some_and(|e| e == "toml") && !file.ends_with("published.toml"));
+        for file in experiments {
+            if let Err(mistake) = whimbrel::experiment::Experiment::load(Some(&file), &[]) {
+                complaints.push(mistake.to_string());
+            }
         }
     }
     report(complaints);
