@@ -2,6 +2,8 @@
 //!
 //! Without QEMU or the guest's kernel they are skipped, loudly.
 
+#[path = "qemu/brought.rs"]
+mod brought;
 #[path = "qemu/faults.rs"]
 mod faults;
 

@@ -7,11 +7,13 @@
 //! - [`overrides`]: `--set KEY=VALUE`
 //! - [`fields`]: typed access to the keys of a table
 //! - [`setting`]: what one cell fixes: guest, link, workload, memory, disk, coordinator
+//! - [`brought`]: a guest of the user's own
 //! - [`energy`]: how energy is measured
 //! - [`cells`]: the product of what is varied
 //! - [`limits`]: what this host can hold
 //! - [`written`]: the resolved experiment as a file
 
+pub mod brought;
 pub mod cells;
 pub mod energy;
 pub mod fields;
@@ -107,6 +109,7 @@ impl Experiment {
         let mut tree = Node::parse(origin, text)?;
         cells::flatten(&mut tree);
         overrides.iter().for_each(|o| o.apply(&mut tree));
+        brought::settle_folder(&mut tree, origin);
         let top = Fields::of(origin, "", Some(&tree));
         top.only(&KEYS)?;
         let name = top.text("name")?.unwrap_or_else(|| name.to_owned());

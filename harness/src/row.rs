@@ -47,7 +47,7 @@ impl Row {
             machine: setting.guest.machine.to_owned(),
             accelerator: trip.accelerator.clone(),
             placement: trip.placement.clone(),
-            workload: setting.workload.name().to_owned(),
+            workload: setting.software.name().to_owned(),
             memory: setting.memory_name().to_owned(),
             disk: setting.disk_name().map(str::to_owned),
             own: trip.own.clone(),

@@ -210,7 +210,9 @@ fn make(
     let mut baselines = Vec::new();
     for plan in &plans {
         let control_time = setting.energy.control.into();
-        let key = format!("{:?}", (&plan.guest.seed, &setting.guest, setting.workload.resolved(), &setting.energy));
+        // What a user brought knows no seed.
+        let workload = setting.software.workload().map(|workload| (plan.guest.seed, workload.resolved()));
+        let key = format!("{:?}", (workload, &setting.guest, &setting.energy));
         if !controls.contains_key(&key) {
             progress(stage("control run"));
             controls.insert(key.clone(), session::control_run(hosts, &plan.guest, control_time, plan.energy.as_ref())?);
@@ -285,7 +287,7 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
             ram_bytes: of.ram.0,
             vcpus: of.vcpus,
             disk: of.disk.map(disk),
-            workload: setting.workload.clone(),
+            software: setting.software.clone(),
         },
         memory: setting.memory.clone(),
         own: setting.own.clone(),

@@ -10,6 +10,7 @@ use whimbrel_disk::{DISK_PRESETS, DISK_STRATEGIES};
 use whimbrel_machine::MACHINES;
 use whimbrel_memory::{ChoiceError, ENCODINGS, MemoryChoice, PRESETS, SCHEDULES, SELECTIONS, STOP_RULES, THROTTLES};
 use whimbrel_migration::COORDINATORS;
+use whimbrel_migration::commands::Software;
 use whimbrel_migration::report::{Outcome, Report, Verdict};
 use whimbrel_migration::session::{TrialPlan, Trip};
 use whimbrel_model::registry::Kind;
@@ -72,7 +73,7 @@ fn case(factors: &[Factor], row: &Row, seed: u64) -> Option<Case> {
     let sectors = guest.disk.map_or(0, |d| d.bytes / 512);
     let filled_sectors = guest.disk.map_or(0, |d| d.filled_bytes / 512);
     let shape = Shape { pages: guest.ram_bytes / 4096, sectors, filled_sectors, vcpus };
-    guest.workload = workload(value("workload"), seed, shape)?;
+    guest.software = Software::Workload(workload(value("workload"), seed, shape)?);
     let encode = &resolved["encode"];
     let (machine, coordinator) = (value("machine"), value("coordinator"));
     let mut plan = plan(guest.clone(), memory.clone(), disk.clone());

@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use whimbrel_migration::CoordinatorChoice;
-use whimbrel_migration::commands::{DiskSpec, GuestSpec, LinkSpec};
+use whimbrel_migration::commands::{DiskSpec, GuestSpec, LinkSpec, Software};
 use whimbrel_migration::session::{Host, Hosts, Prepared, SessionError, TrialPlan, Trip};
 use whimbrel_model::event::Sent;
 use whimbrel_model::{Event, Family, Mark, Moment, Recorded};
@@ -151,7 +151,7 @@ pub fn guest(seed: u64, vcpus: u32, workload: Value) -> GuestSpec {
         ram_bytes: RAM_BYTES,
         vcpus,
         disk: Some(disk),
-        workload: choice(workload),
+        software: Software::Workload(choice(workload)),
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use whimbrel_disk::GuestDisk;
 use whimbrel_machine::machines::qemu::words::{BEAT_NS, FromGuest, Task, ToGuest, hear, line};
-use whimbrel_machine::{Begin, MACHINES, Machine, MachineSetup, fill_ram, monotonic};
+use whimbrel_machine::{Begin, MACHINES, Machine, MachineSetup, Operations, Software, fill_ram, monotonic};
 use whimbrel_memory::GuestRam;
 use whimbrel_model::PAGE_BYTES;
 use whimbrel_workloads::{BuildContext, WorkloadChoice};
@@ -92,9 +92,7 @@ fn begin(task: Task, speak: &Arc<Say>) -> Result<(Arc<dyn Machine>, Arc<GuestRam
         disk,
         shape,
         seed,
-        streams,
-        pacing: workload.pacing(),
-        recipe,
+        software: Software::Operations(Operations { streams, pacing: workload.pacing(), recipe }),
     };
     let kind = MACHINES.find("thread").map_err(|e| GuestError::Task(e.to_string()))?;
     let machine = (kind.build.build)(setup)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use whimbrel_machine::execute::Registers;
 use whimbrel_machine::machines::MACHINES;
-use whimbrel_machine::{Begin, Machine, MachineSetup, Twin, TwinSetup, fill_ram};
+use whimbrel_machine::{Begin, Machine, MachineSetup, Operations, Software, Twin, TwinSetup, fill_ram};
 use whimbrel_memory::GuestRam;
 use whimbrel_model::op::operation_key;
 use whimbrel_model::stream::Shape;
@@ -72,9 +72,7 @@ fn machine(choice: &WorkloadChoice, ram: &Arc<GuestRam>) -> Arc<dyn Machine> {
         disk: None,
         shape: SHAPE,
         seed: 1,
-        streams,
-        pacing: choice.pacing(),
-        recipe: String::new(),
+        software: Software::Operations(Operations { streams, pacing: choice.pacing(), recipe: String::new() }),
     };
     (MACHINES.find("thread").expect("the default").build.build)(setup).expect("the machine")
 }

@@ -6,6 +6,7 @@
 //!     │ drain (requests in flight are done), then save_state or load_state
 //! ```
 
+use crate::brought::Brought;
 use crate::error::MachineError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use whimbrel_disk::GuestDisk;
 use whimbrel_memory::GuestRam;
 use whimbrel_model::Nanos;
+use whimbrel_model::event::Requests;
 use whimbrel_model::stream::{Pacing, Shape, Stream};
 
 /// A guest's machine. It is made paused: before operation 0, or about to take up a state from elsewhere. Calls may come from any thread, but [`Machine::run`],
@@ -122,7 +124,7 @@ pub trait Machine: Send + Sync {
     /// The guest's own heartbeats since it was made or [`Machine::reset_silence`] was called.
     fn silence(&self) -> Silence;
 
-    /// Forgets the longest silence and the first heartbeats.
+    /// Forgets the longest silence, the first heartbeats and the requests.
     fn reset_silence(&self);
 
     /// Why a vCPU has stopped for good, if one has: its disk failed.
@@ -182,12 +184,13 @@ pub struct Paused {
 pub struct Progress {
     /// Work done since operation 0, in units that the workload declares, summed over the vCPUs.
     pub units: u64,
-    /// Operations completed, one count a vCPU.
+    /// Operations completed, one count a vCPU; empty where nothing counts them, in a guest that its user brought.
     pub operations: Vec<u64>,
 }
 
 /// What the heartbeats say. Every vCPU that executes gives one at least every 200 us, also while it idles or waits for
-/// its pace; none while it is paused, throttled, or waits for the disk or a missing page.
+/// its pace; none while it is paused, throttled, or waits for the disk or a missing page. Of a guest that its user brought
+/// they are the answers that a client gets, if there is one: one count, whatever the vCPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Silence {
     /// The longest time between two heartbeats of one vCPU, in nanoseconds. One that began before the reset counts whole.
@@ -196,6 +199,8 @@ pub struct Silence {
     pub first_beats: Vec<Nanos>,
     /// Each vCPU's last heartbeat; 0: none yet.
     pub last_beats: Vec<Nanos>,
+    /// Where heartbeats are a client's answers: its requests.
+    pub requests: Option<Requests>,
 }
 
 /// What a guest says of itself to the judge.
@@ -230,12 +235,42 @@ pub struct MachineSetup {
     pub shape: Shape,
     /// The seed of all that is written.
     pub seed: u64,
-    /// The workload's streams, one a vCPU.
+    /// What it executes.
+    pub software: Software,
+}
+
+/// What a guest executes.
+pub enum Software {
+    /// A workload's operations.
+    Operations(Operations),
+    /// What its user brought, of which nothing is known.
+    Brought(Box<Brought>),
+}
+
+/// A workload's operations.
+pub struct Operations {
+    /// The streams, one a vCPU.
     pub streams: Vec<Box<dyn Stream>>,
     /// What the streams are made of, in JSON: for a machine that executes them in another program.
     pub recipe: String,
     /// What happens to operations that could not start when they were due.
     pub pacing: Pacing,
+}
+
+impl Software {
+    /// The operations, for a machine that executes nothing else.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn operations(self) -> Result<Operations, MachineError> {
+        match self {
+            Software::Operations(operations) => Ok(operations),
+            Software::Brought(_) => {
+                let why = "this machine executes a workload's operations, and the guest has software of its own";
+                Err(MachineError::Setup(why.to_owned()))
+            }
+        }
+    }
 }
 
 impl MachineSetup {
@@ -246,8 +281,10 @@ impl MachineSetup {
     pub fn check(&self) -> Result<(), MachineError> {
         let refuse = |why: String| Err(MachineError::Setup(why));
         let shape = self.shape;
-        if shape.vcpus == 0 || self.streams.len() != shape.vcpus as usize {
-            return refuse(format!("{} streams for {} vCPUs", self.streams.len(), shape.vcpus));
+        if let Software::Operations(Operations { streams, .. }) = &self.software
+            && (shape.vcpus == 0 || streams.len() != shape.vcpus as usize)
+        {
+            return refuse(format!("{} streams for {} vCPUs", streams.len(), shape.vcpus));
         }
         if shape.pages > self.ram.pages() {
             return refuse(format!("the workload has {} pages, RAM {}", shape.pages, self.ram.pages()));

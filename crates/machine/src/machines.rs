@@ -54,6 +54,8 @@ pub struct Kind {
     pub throttles: bool,
     /// Whether the host fills RAM before operation 0; else the machine fills the workload's pages itself.
     pub filled_by_host: bool,
+    /// Whether a guest may have software of its own ([`crate::machine::Software::Brought`]).
+    pub takes_brought: bool,
 }
 
 /// For kinds that have no migration of their own.

@@ -325,10 +325,10 @@ impl Desk {
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
                 return Ok(Answer::Verified { verification: guest.verify(away)? });
             }
-            Command::HashRam { first, count } => {
+            Command::Hash { family, first, count } => {
                 let away = self.away;
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
-                return guest.hash_ram(Extent { start: first, count }, away);
+                return guest.hash(family, Extent { start: first, count }, away);
             }
             Command::Discard {} => self.discard(),
         }
@@ -478,8 +478,7 @@ impl Desk {
             guest.machine.pause();
             guest.machine.drain()?;
             guest.volume.iter().for_each(|v| v.drain());
-            let silence = guest.machine.silence();
-            self.recorder.record(Event::Silence { longest_ns: silence.longest_ns, edge: silence.first_beats });
+            self.recorder.arrival(&*guest.machine);
         }
         Ok(Answer::Stopped { events: self.recorder.take() })
     }

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use whimbrel_disk::DiskChoice;
 use whimbrel_energy::{Conditions, EnergySpec, HostMeter};
-use whimbrel_machine::{OwnMove, Verification};
+use whimbrel_machine::{Brought, OwnMove, Verification};
 use whimbrel_memory::MemoryChoice;
-use whimbrel_model::Recorded;
+use whimbrel_model::{Family, Recorded};
 use whimbrel_wire::nic::FlowReading;
 use whimbrel_workloads::WorkloadChoice;
 
@@ -34,7 +34,35 @@ pub struct GuestSpec {
     /// The disk, if it has one.
     pub disk: Option<DiskSpec>,
     /// What runs in it.
-    pub workload: WorkloadChoice,
+    pub software: Software,
+}
+
+/// What runs in a guest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Software {
+    /// A workload, of which a twin can judge.
+    Workload(WorkloadChoice),
+    /// What its user brought.
+    Brought(Box<Brought>),
+}
+
+impl Software {
+    /// As a row names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Software::Workload(workload) => workload.name(),
+            Software::Brought(_) => "brought",
+        }
+    }
+
+    /// The workload, if it is one.
+    pub fn workload(&self) -> Option<&WorkloadChoice> {
+        match self {
+            Software::Workload(workload) => Some(workload),
+            Software::Brought(_) => None,
+        }
+    }
 }
 
 /// A guest's disk.
@@ -142,8 +170,10 @@ pub enum Command {
     Stop {},
     /// Compare the stopped or frozen guest with its twin.
     Verify {},
-    /// After [`Command::Stop`]: hash these pages of RAM, at most 65,536, for a comparison of source and destination.
-    HashRam {
+    /// After [`Command::Stop`]: hash these pages or blocks, at most 65,536, for a comparison of source and destination.
+    Hash {
+        /// Pages of RAM, or blocks of the disk.
+        family: Family,
         /// The first.
         first: u64,
         /// How many.
@@ -163,7 +193,7 @@ impl Command {
             | Command::Resolve { .. }
             | Command::Stop {}
             | Command::Verify {}
-            | Command::HashRam { .. } => true,
+            | Command::Hash { .. } => true,
             Command::Create { .. }
             | Command::Control { .. }
             | Command::Meter { .. }
@@ -229,16 +259,16 @@ pub enum Answer {
         /// The word.
         verification: Verification,
     },
-    /// All RAM can't be compared, because.
+    /// They can't be compared, because.
     NoHashes {
         /// Why.
         why: String,
     },
-    /// Pages of RAM.
+    /// Pages or blocks.
     Hashes {
-        /// A hash of each page, in order.
+        /// A hash of each, in order.
         hashes: Vec<u64>,
-        /// Runs of pages of which nothing can be said, because they were written since: first page and count.
+        /// Runs of those of which nothing can be said, because they were written since: the first and how many.
         left_out: Vec<(u64, u64)>,
     },
     /// The command can't be carried out.

@@ -1,10 +1,11 @@
 //! A guest as a host holds it: RAM, disk, machine, and what the twin check needs of it.
 
-use crate::commands::{Answer, DiskSpec, GuestSpec};
+use crate::commands::{Answer, DiskSpec, GuestSpec, Software};
 use crate::copies::{self, Behind, Held, Point};
 use crate::driver::{DriverError, OwnRoles};
+use crate::image;
 use crate::report::{ControlRun, WorkSample};
-use crate::witness::{self, PAGES_AT_ONCE, Witness};
+use crate::witness::{self, HASHES_AT_ONCE, Witness};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,17 +14,17 @@ use whimbrel_disk::{BuildContext as BlocksContext, CopyRecord, GuestDisk, Volume
 use whimbrel_machine::machines::{Kind, OwnStream};
 use whimbrel_machine::twin::ReadDisk;
 use whimbrel_machine::{
-    Begin, GuestPages, MACHINES, Machine, MachineError, MachineSetup, OwnMove, Twin, TwinSetup, Verdict, Verification,
-    fill_disk, fill_ram,
+    Begin, GuestPages, MACHINES, Machine, MachineError, MachineSetup, Operations, OwnMove, Software as OfMachine, Twin,
+    TwinSetup, Verdict, Verification, fill_disk, fill_ram,
 };
 use whimbrel_memory::dirty_logs::DIRTY_LOGS;
 use whimbrel_memory::{DirtyLog, GuestRam};
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::registry::Parameters;
 use whimbrel_model::stream::Shape;
-use whimbrel_model::{Block, Extent, Nanos, PAGE_BYTES, UnitSet};
+use whimbrel_model::{Block, Extent, Family, Nanos, PAGE_BYTES, Unit, UnitSet};
 use whimbrel_wire::{Role, clock};
-use whimbrel_workloads::BuildContext;
+use whimbrel_workloads::{BuildContext, WorkloadChoice};
 
 /// Between two readings of a control run.
 const SAMPLE_EVERY: Duration = Duration::from_millis(10);
@@ -105,6 +106,12 @@ impl Guest {
         found: Option<copies::Found>,
         host: &HostParts<'_>,
     ) -> Result<Self, DriverError> {
+        if let Software::Brought(brought) = &spec.software {
+            brought
+                .check()
+                .and_then(|()| brought.check_files(spec.disk.map_or(0, |disk| disk.bytes)))
+                .map_err(other)?;
+        }
         let ram = host.pool.take(spec.ram_bytes)?;
         let (is_new, mut record) = (found.is_none(), None);
         let volume = match (spec.disk, found) {
@@ -114,7 +121,7 @@ impl Guest {
             }
             (Some(disk), None) => {
                 let path = copies::new_image(host.directory, &spec.name);
-                Some(Arc::new(Volume::create(path, disk.bytes, disk.block_bytes).map_err(other)?))
+                Some(Arc::new(make_volume(&spec, disk, begin, &path)?))
             }
             (None, _) => None,
         };
@@ -261,14 +268,23 @@ impl Guest {
         self.witness.take().map_or(Ok(()), Witness::end)
     }
 
-    /// Hashes of the paused guest's pages, and which of them were written since it arrived here. A frozen source has
-    /// written nothing since.
+    /// Hashes of the paused guest's pages or blocks, and which of them were written since it arrived here. A frozen source
+    /// has written nothing since.
     ///
     /// # Errors
-    /// The kernel fails, or too many are asked for.
-    pub(crate) fn hash_ram(&mut self, pages: Extent, frozen: bool) -> Result<Answer, DriverError> {
+    /// The host fails, or too many are asked for.
+    pub(crate) fn hash(&mut self, family: Family, units: Extent, frozen: bool) -> Result<Answer, DriverError> {
+        if units.count > HASHES_AT_ONCE {
+            return Err(other(format!("at most {HASHES_AT_ONCE} pages or blocks at once")));
+        }
+        match family {
+            Family::Memory => self.hash_ram(units, frozen),
+            Family::Disk => self.hash_disk(units, frozen),
+        }
+    }
+
+    fn hash_ram(&mut self, pages: Extent, frozen: bool) -> Result<Answer, DriverError> {
         let left_out = match &mut self.witness {
-            _ if pages.count > PAGES_AT_ONCE => return Err(other(format!("at most {PAGES_AT_ONCE} pages at once"))),
             _ if pages.start > self.machine.ram().pages() => {
                 return Err(other("pages beyond the guest's RAM".to_owned()));
             }
@@ -277,13 +293,22 @@ impl Guest {
                 let why = "pages were left behind at the switchover, or the twin knows all of them".to_owned();
                 return Ok(Answer::NoHashes { why });
             }
-            Some(witness) => {
-                let here = |run: Extent| (run.start.max(pages.start), run.end().min(pages.end()));
-                let runs = witness.written()?.extents().map(here);
-                runs.filter(|(start, end)| start < end).map(|(start, end)| (start, end - start)).collect()
-            }
+            Some(witness) => runs_within(witness.written()?, pages),
         };
         Ok(Answer::Hashes { hashes: witness::hashes(self.machine.ram(), pages), left_out })
+    }
+
+    fn hash_disk(&self, blocks: Extent, frozen: bool) -> Result<Answer, DriverError> {
+        let no = |why: &str| Ok(Answer::NoHashes { why: why.to_owned() });
+        let Some(volume) = &self.volume else { return no("the guest has no disk") };
+        if blocks.start > volume.blocks() {
+            return Err(other("blocks beyond the guest's disk".to_owned()));
+        }
+        if frozen && volume.is_lent() {
+            return no("the disk remains where the guest began");
+        }
+        let left_out = if frozen { Vec::new() } else { runs_within(&volume.fresh(), blocks) };
+        Ok(Answer::Hashes { hashes: witness::block_hashes(volume, blocks)?, left_out })
     }
 
     /// A dirty log over the guest's RAM.
@@ -308,7 +333,10 @@ impl Guest {
         while next <= end {
             clock::sleep_until(next);
             let (at, progress) = (clock::now(), self.machine.progress());
-            work.push(WorkSample { at_ns: at.since(start).0, units: progress.units, operations: progress.operations });
+            if !progress.operations.is_empty() {
+                let at_ns = at.since(start).0;
+                work.push(WorkSample { at_ns, units: progress.units, operations: progress.operations });
+            }
             next = next.plus(Nanos::from(SAMPLE_EVERY)).max(at);
         }
         let silence = self.machine.silence();
@@ -324,7 +352,8 @@ impl Guest {
         if let Some(reason) = self.machine.failure() {
             return Err(other(std::io::Error::other(reason)));
         }
-        let control = ControlRun { work, longest_silence_ns: Some(silence.longest_ns) };
+        let beats = !silence.last_beats.is_empty();
+        let control = ControlRun { work, longest_silence_ns: beats.then_some(silence.longest_ns) };
         Ok((control, Some((dirtied, interval))))
     }
 
@@ -334,6 +363,9 @@ impl Guest {
     /// The guest isn't paused, or its disk can't be read.
     pub(crate) fn verify(&mut self, frozen: bool) -> Result<Verification, DriverError> {
         let of = if frozen { "frozen source at the pause" } else { "guest at the end" };
+        let Some(workload) = self.spec.software.workload() else {
+            return Ok(Verification::skipped(format!("{of}: its user brought it, and it has no twin")));
+        };
         let testimony = match self.machine.testimony(frozen) {
             // A guest that runs and can't answer has lost something, whatever the hypervisor says of its move.
             Err(error @ MachineError::Hypervisor(_)) => {
@@ -349,7 +381,7 @@ impl Guest {
         };
         let mut twin = match self.twin.take() {
             Some(twin) => twin,
-            None => Twin::new(self.twin_setup()?)?,
+            None => Twin::new(twin_setup(&self.spec, workload)?)?,
         };
         let read = |offset: u64, buffer: &mut [u8]| match &self.volume {
             Some(volume) => volume.read(offset, buffer),
@@ -365,16 +397,40 @@ impl Guest {
         self.twin = Some(twin);
         Ok(verification)
     }
+}
 
-    fn twin_setup(&self) -> Result<TwinSetup, DriverError> {
-        let shape = shape(&self.spec)?;
-        Ok(TwinSetup {
-            seed: self.spec.seed,
-            content: self.spec.workload.content().clone(),
-            shape,
-            streams: streams(&self.spec, shape)?,
-        })
+fn twin_setup(spec: &GuestSpec, workload: &WorkloadChoice) -> Result<TwinSetup, DriverError> {
+    let shape = shape(spec)?;
+    Ok(TwinSetup {
+        seed: spec.seed,
+        content: workload.content().clone(),
+        shape,
+        streams: streams(workload, spec, shape)?,
+    })
+}
+
+/// The runs of `set` within `units`: the first and how many.
+fn runs_within<U: Unit>(set: &UnitSet<U>, units: Extent) -> Vec<(u64, u64)> {
+    let here = |run: Extent| (run.start.max(units.start), run.end().min(units.end()));
+    set.extents().map(here).filter(|(start, end)| start < end).map(|(start, end)| (start, end - start)).collect()
+}
+
+/// The guest's disk: empty, or a copy of what its user brought where it begins, or every host has that.
+fn make_volume(spec: &GuestSpec, disk: DiskSpec, begin: Begin, path: &Path) -> Result<Volume, DriverError> {
+    match &spec.software {
+        Software::Brought(brought) if begin == Begin::New || disk.base_shared => {
+            if let Some(from) = &brought.image {
+                image::copy(&brought.place(from), path)?;
+                return Volume::open(path, disk.block_bytes).map_err(|error| {
+                    // It was made here, and nobody will use it.
+                    let _ = std::fs::remove_file(path);
+                    other(error)
+                });
+            }
+        }
+        _ => {}
     }
+    Volume::create(path, disk.bytes, disk.block_bytes).map_err(other)
 }
 
 impl Drop for Guest {
@@ -411,7 +467,8 @@ fn no_copy() -> DriverError {
 /// Fills RAM and disk with what the guest holds before operation 0. Where the guest is to arrive, that is no more than the
 /// disk's base image, if every host has it.
 fn fill(spec: &GuestSpec, begin: Begin, ram: &GuestRam, volume: &Option<Arc<Volume>>) -> Result<(), DriverError> {
-    let (content, seed) = (spec.workload.content(), spec.seed);
+    let Some(workload) = spec.software.workload() else { return Ok(()) };
+    let (content, seed) = (workload.content(), spec.seed);
     if begin == Begin::New && kind(spec)?.filled_by_host {
         fill_ram(ram, ram.pages(), content, seed);
     }
@@ -430,16 +487,24 @@ fn kind(spec: &GuestSpec) -> Result<&'static Kind, DriverError> {
 pub(crate) fn shape(spec: &GuestSpec) -> Result<Shape, DriverError> {
     let sectors = |pick: fn(&DiskSpec) -> u64| spec.disk.as_ref().map_or(0, pick) / SECTOR_BYTES;
     let too_small = |least: u64| other(format!("a {} guest needs {} MiB of RAM", spec.machine, least >> 8));
+    let pages = spec.ram_bytes / PAGE_BYTES;
     Ok(Shape {
-        pages: (kind(spec)?.workload_pages)(spec.ram_bytes / PAGE_BYTES).map_err(too_small)?,
+        pages: match spec.software {
+            Software::Workload(_) => (kind(spec)?.workload_pages)(pages).map_err(too_small)?,
+            Software::Brought(_) => pages,
+        },
         sectors: sectors(|d| d.bytes),
         filled_sectors: sectors(|d| d.filled_bytes),
         vcpus: spec.vcpus,
     })
 }
 
-fn streams(spec: &GuestSpec, shape: Shape) -> Result<Vec<Box<dyn whimbrel_model::Stream>>, DriverError> {
-    spec.workload.build(&BuildContext::new(shape, spec.seed)).map_err(other)
+fn streams(
+    workload: &WorkloadChoice,
+    spec: &GuestSpec,
+    shape: Shape,
+) -> Result<Vec<Box<dyn whimbrel_model::Stream>>, DriverError> {
+    workload.build(&BuildContext::new(shape, spec.seed)).map_err(other)
 }
 
 fn build_machine(
@@ -449,15 +514,21 @@ fn build_machine(
     volume: &Option<Arc<Volume>>,
 ) -> Result<Arc<dyn Machine>, DriverError> {
     let shape = shape(spec)?;
+    let software = match &spec.software {
+        Software::Brought(brought) => OfMachine::Brought(brought.clone()),
+        Software::Workload(workload) => OfMachine::Operations(Operations {
+            streams: streams(workload, spec, shape)?,
+            pacing: workload.pacing(),
+            recipe: serde_json::to_string(workload).map_err(other)?,
+        }),
+    };
     let setup = MachineSetup {
         begin,
         ram: Arc::clone(ram),
         disk: volume.clone().map(|v| v as Arc<dyn GuestDisk>),
         shape,
         seed: spec.seed,
-        streams: streams(spec, shape)?,
-        pacing: spec.workload.pacing(),
-        recipe: serde_json::to_string(&spec.workload).map_err(other)?,
+        software,
     };
     Ok((kind(spec)?.build)(setup)?)
 }

@@ -14,6 +14,7 @@ pub mod copies;
 pub mod core;
 pub mod driver;
 mod guest;
+mod image;
 pub mod metrics;
 mod recorder;
 pub mod report;

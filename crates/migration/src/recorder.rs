@@ -1,6 +1,7 @@
 //! Where a host's events go: one list, one clock.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use whimbrel_machine::{Machine, Silence};
 use whimbrel_model::{Event, Mark, Nanos, Recorded};
 
 /// Collects the events of one host. Clones share the list.
@@ -24,6 +25,35 @@ impl Recorder {
     /// Records an event that happens now.
     pub fn record(&self, event: Event) {
         self.record_at(whimbrel_wire::clock::now(), event);
+    }
+
+    /// Records how far the guest is, at an instant. Of one of which nobody knows there is nothing to record.
+    pub fn progress(&self, at: Nanos, machine: &dyn Machine) {
+        let progress = machine.progress();
+        if !progress.operations.is_empty() {
+            self.record_at(at, Event::Work { units: progress.units, operations: progress.operations });
+        }
+    }
+
+    /// Records what the heartbeats say of a guest that leaves this host, or has tried to.
+    pub fn departure(&self, machine: &dyn Machine) {
+        self.silence(machine.silence(), |silence| silence.last_beats);
+    }
+
+    /// Records what the heartbeats say of a guest that came to this host.
+    pub fn arrival(&self, machine: &dyn Machine) {
+        self.silence(machine.silence(), |silence| silence.first_beats);
+    }
+
+    fn silence(&self, heard: Silence, edge: impl FnOnce(Silence) -> Vec<Nanos>) {
+        if let Some(requests) = heard.requests {
+            self.record(Event::Served { requests });
+        }
+        let (longest_ns, edge) = (heard.longest_ns, edge(heard));
+        // Where nothing beats there is no silence.
+        if !edge.is_empty() {
+            self.record(Event::Silence { longest_ns, edge });
+        }
     }
 
     /// What was recorded, by time.

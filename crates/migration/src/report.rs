@@ -26,7 +26,7 @@ pub use facts::{
 pub use timeline::DowntimeParts;
 pub use transfer::{Blocks, BytesSplit, Faults, LinkUse, OfWhich, Pages};
 pub use whimbrel_energy::Kind as EnergyKind;
-pub use work::{Offered, Work};
+pub use work::{Offered, Service, Work};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -78,6 +78,7 @@ pub struct Report {
     pub memory_faults: Faults,
     pub disk_faults: Option<Faults>,
     pub work: Work,
+    pub service: Service,
     pub offered: Offered,
     pub cpu: Cpu,
     pub energy: Energy,
@@ -122,6 +123,7 @@ impl Report {
             memory_faults: Faults::of(events, Family::Memory, &mut reasons),
             disk_faults: (facts.disk_bytes > 0).then(|| Faults::of(events, Family::Disk, &mut reasons)),
             work: Work::of(events, &timeline, facts, &mut reasons),
+            service: Service::of(events, &mut reasons),
             offered: Offered::of(facts, &mut reasons),
             cpu: facts.cpu,
             energy: Energy::default(),

@@ -6,9 +6,10 @@ mod judge;
 
 pub use energy::{EnergyPlan, Powers};
 
-use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
+use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec, Software};
 use crate::coordinator::CoordinatorChoice;
 use crate::core::{Ending, Progress};
+use crate::metrics::METRICS;
 use crate::report::{Alive, ControlRun, Cpu, Facts, LinkCounters, OfferedFacts, Outcome};
 use std::collections::BTreeMap;
 use std::io;
@@ -248,7 +249,7 @@ pub fn control_run(
     let (run, dirtied) = baseline;
     let shape = crate::guest::shape(guest);
     let shape = shape.map_err(|e| SessionError::Refused { host: "source", reason: crate::driver::in_words(&e) })?;
-    let asked = guest.workload.offered(&BuildContext::new(shape, guest.seed));
+    let asked = guest.software.workload().map(|w| w.offered(&BuildContext::new(shape, guest.seed))).unwrap_or_default();
     let offered = OfferedFacts {
         write_bytes_per_s: asked.write_bytes_per_s,
         achieved_bytes_per_s: achieved(&run, guest),
@@ -263,7 +264,8 @@ pub fn control_run(
 fn achieved(run: &ControlRun, guest: &GuestSpec) -> Option<f64> {
     let (first, last) = (run.work.first()?, run.work.last()?);
     let ns = last.at_ns.checked_sub(first.at_ns).filter(|ns| *ns > 0)?;
-    (guest.workload.unit() == "pages").then(|| (last.units - first.units) as f64 * PAGE_BYTES as f64 * 1e9 / ns as f64)
+    (guest.software.workload()?.unit() == "pages")
+        .then(|| (last.units - first.units) as f64 * PAGE_BYTES as f64 * 1e9 / ns as f64)
 }
 
 /// A guest that is made and waits, before operation 0, to be run and moved.
@@ -561,7 +563,23 @@ impl Move<'_> {
             self.plan.disk.needs(&BlocksContext { blocks, block_bytes, seed: self.plan.guest.seed })
         });
         let why = "the disk remains where the guest began".to_owned();
-        disk.filter(|needs| needs.remains).map(|_| ("disk_whole_ns".to_owned(), why)).into_iter().collect()
+        let mut reasons: BTreeMap<String, String> =
+            disk.filter(|needs| needs.remains).map(|_| ("disk_whole_ns".to_owned(), why)).into_iter().collect();
+        if let Software::Brought(brought) = &self.plan.guest.software {
+            let offered = ["write_bytes_per_s", "achieved_bytes_per_s", "working_set_bytes"];
+            let of_its_own = METRICS.iter().map(|metric| metric.name).filter(|name| match name.split_once('.') {
+                Some(("work", _)) => true,
+                Some(("offered", field)) => offered.contains(&field),
+                _ => false,
+            });
+            let why = "the guest is its user's: nothing tells of the work that it does";
+            reasons.extend(of_its_own.map(|name| (name.to_owned(), why.to_owned())));
+            if brought.probe.is_none() {
+                let why = "nothing asks the guest: guest.qemu.probe_port is not set";
+                reasons.insert("guest_gap_ns".to_owned(), why.to_owned());
+            }
+        }
+        reasons
     }
 }
 

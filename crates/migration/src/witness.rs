@@ -1,19 +1,22 @@
-//! All of a guest's RAM, source against destination, at the switchover: for guests of whose RAM the twin knows a part only.
+//! All of a guest's RAM, source against destination, at the switchover: for guests of whose RAM the twin knows a part only,
+//! or nothing, because their user brought them. Of those the disk too.
 //!
 //! The destination's writes are logged from before the first page comes, so that no downtime is spent on it. Where all
 //! pages were carried over, a page that was not written since must be what the frozen source holds. The hashes are made
 //! after the measured windows. A page that was written since is left out, and counted: of the workload's the twin knows
-//! what they must hold.
+//! what they must hold. Blocks are compared likewise: a volume knows what was written since the guest came.
 
 use crate::driver::DriverError;
 use sha2::{Digest, Sha256};
+use std::io;
+use whimbrel_disk::Volume;
 use whimbrel_machine::{Verdict, Verification};
 use whimbrel_memory::dirty_logs::DIRTY_LOGS;
 use whimbrel_memory::{DirtyLog, GuestRam};
-use whimbrel_model::{Extent, PAGE_BYTES, Page, UnitSet};
+use whimbrel_model::{Extent, Family, PAGE_BYTES, Page, UnitSet};
 
-/// Pages whose hashes one answer holds: 256 MiB of RAM in less than 2 MiB of JSON.
-pub(crate) const PAGES_AT_ONCE: u64 = 1 << 16;
+/// Pages or blocks whose hashes one answer holds: 256 MiB of RAM in less than 2 MiB of JSON.
+pub(crate) const HASHES_AT_ONCE: u64 = 1 << 16;
 
 /// Sees what is written at the destination.
 pub struct Witness {
@@ -52,15 +55,37 @@ pub(crate) fn hashes(ram: &GuestRam, pages: Extent) -> Vec<u64> {
     let mut content = [0; PAGE_BYTES as usize];
     let hash = |page| {
         ram.read_page(page, &mut content);
-        let digest = Sha256::digest(content);
-        u64::from_le_bytes(digest[..8].try_into().expect("eight bytes of thirty-two"))
+        digest(&content)
     };
     (pages.start..pages.end().min(ram.pages())).map(hash).collect()
 }
 
-/// What is found of all RAM, piece by piece.
-#[derive(Debug, Default)]
+/// The hashes of these blocks of the image.
+///
+/// # Errors
+/// The host's I/O failed.
+pub(crate) fn block_hashes(volume: &Volume, blocks: Extent) -> io::Result<Vec<u64>> {
+    let blocks = Extent { start: blocks.start, count: blocks.end().min(volume.blocks()).saturating_sub(blocks.start) };
+    let mut content = vec![0; volume.block_bytes() as usize];
+    let mut hashes = vec![digest(&content); blocks.count as usize];
+    for run in volume.data_extents(blocks)? {
+        for block in run.indices() {
+            volume.read_blocks(Extent { start: block, count: 1 }, &mut content)?;
+            hashes[(block - blocks.start) as usize] = digest(&content);
+        }
+    }
+    Ok(hashes)
+}
+
+fn digest(content: &[u8]) -> u64 {
+    let digest = Sha256::digest(content);
+    u64::from_le_bytes(digest[..8].try_into().expect("eight bytes of thirty-two"))
+}
+
+/// What is found of all RAM, or of all blocks, piece by piece.
+#[derive(Debug)]
 pub(crate) struct Comparison {
+    family: Family,
     equal: u64,
     left_out: u64,
     different: u64,
@@ -68,12 +93,17 @@ pub(crate) struct Comparison {
 }
 
 impl Comparison {
-    /// Adds the pages from `start` on; of those in `left_out` nothing is said.
+    /// Of pages or of blocks.
+    pub(crate) fn of(family: Family) -> Self {
+        Comparison { family, equal: 0, left_out: 0, different: 0, first: None }
+    }
+
+    /// Adds the units from `start` on; of those in `left_out` nothing is said.
     pub(crate) fn add(&mut self, start: u64, source: &[u64], destination: &[u64], left_out: &[(u64, u64)]) {
         let out = |page: u64| left_out.iter().any(|(first, count)| (*first..first + count).contains(&page));
         for offset in 0..source.len().max(destination.len()) {
             let page = start + offset as u64;
-            // A page that one side lacks differs.
+            // What one side lacks differs.
             let same = source.get(offset).is_some() && source.get(offset) == destination.get(offset);
             match (same, same || !out(page)) {
                 (_, false) => self.left_out += 1,
@@ -87,19 +117,27 @@ impl Comparison {
     }
 
     /// The word on it.
-    pub(crate) fn word(&self, operations: Vec<u64>) -> Verification {
+    pub(crate) fn word(&self) -> Verification {
         let (equal, out, different) = (self.equal, self.left_out, self.different);
-        let found = |page| format!("page {page} of RAM is not what the frozen source holds, {different} pages in all");
+        let (unit, whole) = match self.family {
+            Family::Memory => ("page", "RAM"),
+            Family::Disk => ("block", "the disk"),
+        };
+        let found = |first| {
+            format!("{unit} {first} of {whole} is not what the frozen source holds, {different} {unit}s in all")
+        };
         let left = format!("{out} that were written at the destination since are left out");
-        Verification {
-            memory: if different > 0 { Verdict::Different } else { Verdict::Equal },
-            disk: Verdict::Skipped,
-            scope: format!("all RAM, source to destination at the switchover: {} pages, {left}", equal + different),
-            compared: equal + different,
-            excluded: out,
-            operations,
-            first_difference: self.first.map(found),
+        let compared = equal + different;
+        let mut word = Verification::skipped(format!(
+            "all {}, source to destination at the switchover: {compared} {unit}s, {left}",
+            whole.trim_start_matches("the ")
+        ));
+        let verdict = if different > 0 { Verdict::Different } else { Verdict::Equal };
+        match self.family {
+            Family::Memory => word.memory = verdict,
+            Family::Disk => word.disk = verdict,
         }
+        Verification { compared, excluded: out, first_difference: self.first.map(found), ..word }
     }
 }
 
@@ -109,19 +147,38 @@ mod tests {
 
     #[test]
     fn a_page_that_differs_and_was_not_written_since_is_found() {
-        let mut all = Comparison::default();
+        let mut all = Comparison::of(Family::Memory);
         all.add(0, &[1, 2, 3], &[1, 9, 3], &[(1, 1)]);
         all.add(3, &[4, 5], &[4, 5], &[(3, 2)]);
-        let word = all.word(vec![7]);
+        let word = all.word();
         assert_eq!((word.memory, word.compared, word.excluded), (Verdict::Equal, 4, 1), "{}", word.scope);
         all.add(5, &[6, 7, 8], &[6, 0, 0], &[(7, 1)]);
-        let word = all.word(vec![7]);
+        let word = all.word();
         assert_eq!((word.memory, word.compared, word.excluded), (Verdict::Different, 6, 2));
         assert!(
             word.first_difference.unwrap().starts_with("page 6 of RAM is not what the frozen source holds, 1 pages")
         );
         all.add(8, &[1, 2], &[1], &[]);
         assert_eq!(all.different, 2, "a page that one side lacks differs");
+    }
+
+    #[test]
+    fn blocks_of_an_image_are_hashed_and_holes_are_zeros() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = ["a", "b"].map(|name| Volume::create(folder.path().join(name), 1 << 20, 4096).unwrap());
+        for volume in &volumes {
+            volume.receive(3 * 4096, &[7; 4096]).unwrap();
+        }
+        // Zeros are zeros, written or not.
+        volumes[1].receive(9 * 4096, &[0; 4096]).unwrap();
+        volumes[1].receive(200 * 4096, &[1; 4096]).unwrap();
+        let hashes = volumes.map(|volume| block_hashes(&volume, Extent { start: 2, count: 65_536 }).unwrap());
+        assert_eq!((hashes[0].len(), hashes[1].len()), (254, 254));
+        let mut all = Comparison::of(Family::Disk);
+        all.add(2, &hashes[0], &hashes[1], &[]);
+        let word = all.word();
+        assert_eq!((word.memory, word.disk, word.compared), (Verdict::Skipped, Verdict::Different, 254));
+        assert!(word.first_difference.unwrap().starts_with("block 200 of the disk is not what"));
     }
 
     #[test]

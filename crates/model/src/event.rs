@@ -25,6 +25,17 @@ pub enum Mark {
     Destination,
 }
 
+/// What became of a client's requests: one at a time, each begun when the one before it has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requests {
+    /// Those that were answered as they should be.
+    pub answered: u64,
+    /// Those that were not, in the time that a client waits.
+    pub lost: u64,
+    /// Those that had not ended yet: 0 or 1.
+    pub open: u64,
+}
+
 /// A trial's fixed points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -237,6 +248,11 @@ pub enum Event {
         longest_ns: u64,
         /// The last heartbeat of each vCPU before the guest left this host, or the first after it arrived.
         edge: Vec<Nanos>,
+    },
+    /// What became of a client's requests to a service in the guest, on this host.
+    Served {
+        /// The requests.
+        requests: Requests,
     },
     /// The end of the attempt on this host, and why.
     Failed {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use whimbrel_disk::DiskChoice;
 use whimbrel_memory::MemoryChoice;
 use whimbrel_migration::CoordinatorChoice;
-use whimbrel_migration::commands::{GuestSpec, LinkSpec};
+use whimbrel_migration::commands::{GuestSpec, LinkSpec, Software};
 use whimbrel_migration::report::{Outcome, Report};
 use whimbrel_migration::session::{Host, Hosts, Prepared, TrialPlan, Trip};
 use whimbrel_model::{Event, Moment};
@@ -153,7 +153,7 @@ impl Movement {
             ram_bytes: self.ram_bytes,
             vcpus: 1,
             disk: None,
-            workload: WorkloadChoice::read(&table).expect("a workload"),
+            software: Software::Workload(WorkloadChoice::read(&table).expect("a workload")),
         }
     }
 

@@ -10,14 +10,14 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use whimbrel_machine::execute::Registers;
-use whimbrel_machine::{Begin, MACHINES, Machine, MachineSetup, fill_ram, monotonic};
+use whimbrel_machine::{Begin, MACHINES, Machine, MachineSetup, Operations, Software, fill_ram, monotonic};
 use whimbrel_memory::GuestRam;
 use whimbrel_migration::commands::{GuestSpec, LinkSpec};
 use whimbrel_migration::session;
 use whimbrel_model::PAGE_BYTES;
 use whimbrel_model::op::operation_key;
 use whimbrel_model::stream::{Shape, Stream};
-use whimbrel_workloads::BuildContext;
+use whimbrel_workloads::{BuildContext, WorkloadChoice};
 
 const RAM_BYTES: u64 = 64 << 20;
 
@@ -44,7 +44,7 @@ pub fn idle_cost(options: &Options, tally: &mut Tally) -> Outcome {
     let guest = movement.guest();
     let ram = GuestRam::create(guest.ram_bytes).map_err(|e| in_words(&e))?;
     ram.populate().map_err(|e| in_words(&e))?;
-    fill_ram(&ram, guest.ram_bytes / PAGE_BYTES, guest.workload.content(), guest.seed);
+    fill_ram(&ram, guest.ram_bytes / PAGE_BYTES, workload(&guest)?.content(), guest.seed);
     let (mut bare, machine) = (Bare::new(&guest, &ram)?, machine(&guest, &ram)?);
     let mut pairs: Vec<(f64, f64)> = Vec::new();
     let [fewest, most] = PAIRS.map(|pairs| options.pairs(pairs));
@@ -78,8 +78,12 @@ fn shape(guest: &GuestSpec) -> Shape {
     Shape { pages: guest.ram_bytes / PAGE_BYTES, sectors: 0, filled_sectors: 0, vcpus: 1 }
 }
 
+fn workload(guest: &GuestSpec) -> Result<&WorkloadChoice, String> {
+    guest.software.workload().ok_or_else(|| "the guest has no workload".to_owned())
+}
+
 fn streams(guest: &GuestSpec) -> Result<Vec<Box<dyn Stream>>, String> {
-    guest.workload.build(&BuildContext::new(shape(guest), guest.seed)).map_err(|e| in_words(&e))
+    workload(guest)?.build(&BuildContext::new(shape(guest), guest.seed)).map_err(|e| in_words(&e))
 }
 
 fn machine(guest: &GuestSpec, ram: &Arc<GuestRam>) -> Result<Arc<dyn Machine>, String> {
@@ -89,9 +93,11 @@ fn machine(guest: &GuestSpec, ram: &Arc<GuestRam>) -> Result<Arc<dyn Machine>, S
         disk: None,
         shape: shape(guest),
         seed: guest.seed,
-        streams: streams(guest)?,
-        pacing: guest.workload.pacing(),
-        recipe: String::new(),
+        software: Software::Operations(Operations {
+            streams: streams(guest)?,
+            pacing: workload(guest)?.pacing(),
+            recipe: String::new(),
+        }),
     };
     let kind = MACHINES.find(&guest.machine).map_err(|e| e.to_string())?;
     (kind.build.build)(setup).map_err(|e| in_words(&e))

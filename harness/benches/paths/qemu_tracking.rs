@@ -12,7 +12,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 use whimbrel_machine::machines::Kind;
-use whimbrel_machine::{Begin, MACHINES, Machine, MachineError, MachineSetup, OwnMove};
+use whimbrel_machine::{Begin, MACHINES, Machine, MachineError, MachineSetup, Operations, OwnMove, Software};
 use whimbrel_memory::GuestRam;
 use whimbrel_memory::dirty_logs::DIRTY_LOGS;
 use whimbrel_model::PAGE_BYTES;
@@ -42,9 +42,11 @@ fn guest() -> Result<Arc<dyn Machine>, String> {
         disk: None,
         shape,
         seed: 1,
-        streams: choice.build(&BuildContext::new(shape, 1)).map_err(|error| in_words(&error))?,
-        pacing: choice.pacing(),
-        recipe: serde_json::to_string(&choice).map_err(|error| in_words(&error))?,
+        software: Software::Operations(Operations {
+            streams: choice.build(&BuildContext::new(shape, 1)).map_err(|error| in_words(&error))?,
+            pacing: choice.pacing(),
+            recipe: serde_json::to_string(&choice).map_err(|error| in_words(&error))?,
+        }),
     };
     (kind()?.build)(setup).map_err(|error| in_words(&error))
 }

@@ -5,7 +5,9 @@ use crate::folder::json;
 use crate::status;
 use serde::Serialize;
 use std::path::Path;
-use whimbrel_machine::machines::qemu;
+use whimbrel_machine::MachineError;
+use whimbrel_machine::machines::qemu::accelerator::{self, Accelerator};
+use whimbrel_machine::machines::qemu::{self, kernel::Kernel};
 use whimbrel_model::Bytes;
 
 /// Below this, the quickstart's two hosts don't fit.
@@ -48,7 +50,7 @@ fn findings() -> Vec<Finding> {
         remedy: f.remedy,
     });
     let mut findings: Vec<Finding> = kernel.collect();
-    findings.extend([memory(), disk(&std::env::temp_dir()), qemu(), guest_kernel(), kvm()]);
+    findings.extend([memory(), disk(&std::env::temp_dir()), qemu(), guest_kernel(), accelerator()]);
     findings.extend(meters());
     for (program, package) in [
         ("qemu-img", "qemu-utils"),
@@ -90,25 +92,27 @@ fn qemu() -> Finding {
 }
 
 fn guest_kernel() -> Finding {
-    let (ok, detail, remedy) = match qemu::kernel::Kernel::here() {
+    let (ok, detail, remedy) = match Kernel::here() {
         Some(kernel) => (true, kernel.image.display().to_string(), ""),
         None => (false, "not here yet".to_owned(), "whimbrel guest fetch, or the first run with machine qemu"),
     };
     Finding { name: "guest kernel".to_owned(), ok, needed: false, detail, remedy: remedy.to_owned() }
 }
 
-fn kvm() -> Finding {
-    let opened = std::fs::File::options().read(true).write(true).open("/dev/kvm");
-    let booted = qemu::accelerator::known_of_kvm();
-    let (ok, detail, remedy) = match (opened, booted) {
-        (Ok(_), Some(word)) if word == "works" => (true, "a guest has booted under it".to_owned(), String::new()),
-        (Ok(_), Some(why)) => {
-            (false, format!("a guest did not boot under it: {why}"), "qemu guests use tcg".to_owned())
+/// What executes the guests of machine qemu here. Where that isn't known since the host booted, a small guest is booted, as
+/// the first run would.
+fn accelerator() -> Finding {
+    let kernel = || Kernel::here().ok_or_else(|| MachineError::Hypervisor("there is no guest kernel".to_owned()));
+    let chosen = qemu::version().and_then(|_| accelerator::choose(&kernel));
+    let (ok, detail, remedy) = match chosen {
+        Ok((chosen, why)) => {
+            let slow = "guests are translated: slower, and whole all the same; rows say which";
+            let remedy = if chosen == Accelerator::Kvm { "" } else { slow };
+            (chosen == Accelerator::Kvm, format!("{}: {why}", chosen.name()), remedy.to_owned())
         }
-        (Ok(_), None) => (true, "/dev/kvm opens; the first qemu guest will try it".to_owned(), String::new()),
-        (Err(e), _) => (false, format!("/dev/kvm: {e}"), "only machines that use KVM need it".to_owned()),
+        Err(error) => (false, format!("KVM is not tried: {error}"), "only machine qemu needs it".to_owned()),
     };
-    Finding { name: "KVM".to_owned(), ok, needed: false, detail, remedy }
+    Finding { name: "accelerator".to_owned(), ok, needed: false, detail, remedy }
 }
 
 /// Every meter of the registry, and whether one of them works. Counters are seen to move before they are believed.

@@ -19,6 +19,9 @@ pub(super) fn run(file: Option<&Path>, options: &RunOptions) -> anyhow::Result<u
     if let (Some(host), None) = (HostMemory::here(), options.source) {
         limits::check(&experiment, host, true)?;
     }
+    if options.source.is_none() {
+        limits::check_brought(&experiment)?;
+    }
     if let (Some(free), None) = (limits::free_for_images(), options.source) {
         limits::check_disk(&experiment, free)?;
     }

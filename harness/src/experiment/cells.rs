@@ -88,7 +88,7 @@ fn cell(origin: &str, base: &Node, axes: &[Axis], mut index: usize) -> Result<Ce
     let mut tree = base.clone();
     let (mut names, mut factors) = (Vec::new(), Map::new());
     for factor in chosen.into_iter().rev().flatten() {
-        let path: Vec<String> = factor.key.splitn(2, '.').map(str::to_owned).collect();
+        let path: Vec<String> = factor.key.split('.').map(str::to_owned).collect();
         tree.set(&path, &factor.place, factor.value.clone());
         let value = factor.value.plain();
         names.push(format!("{}={}", factor.key, value.as_str().map_or_else(|| value.to_string(), str::to_owned)));

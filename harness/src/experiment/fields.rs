@@ -43,6 +43,23 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The table at a key of this one, by the path that messages name.
+    ///
+    /// # Errors
+    /// There is something else at that key.
+    pub fn inner(&self, key: &str, path: &'a str) -> Result<Option<Fields<'a>>, Mistake> {
+        match self.get(key).map(|field| &field.node) {
+            None => Ok(None),
+            Some(node @ Node::Table(_)) => Ok(Some(Fields::of(self.origin, path, Some(node)))),
+            Some(other) => Err(self.refuse(key, &other.plain().to_string(), &format!("a table [{path}]"))),
+        }
+    }
+
+    /// The file, or what stands for it in messages.
+    pub fn origin(&self) -> &'a str {
+        self.origin
+    }
+
     fn get(&self, key: &str) -> Option<&'a Field> {
         self.fields.iter().find(|f| f.key == key)
     }
@@ -116,6 +133,19 @@ impl<'a> Fields<'a> {
             let text = value.as_str().map(str::to_owned);
             text.ok_or_else(|| self.refuse(key, &value.to_string(), "a text in quotes"))
         })
+    }
+
+    /// A list of texts; without it, an empty one.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn texts(&self, key: &str) -> Result<Vec<String>, Mistake> {
+        let texts = self.read(key, |value| {
+            let texts =
+                value.as_array().and_then(|items| items.iter().map(|i| i.as_str().map(str::to_owned)).collect());
+            texts.ok_or_else(|| self.refuse(key, &value.to_string(), "a list of texts in quotes"))
+        });
+        Ok(texts?.unwrap_or_default())
     }
 
     /// True or false.

@@ -74,6 +74,21 @@ pub fn check_disk(experiment: &Experiment, free: Bytes) -> Result<(), Mistake> {
     Err(Mistake { origin: experiment.origin.clone(), place, message })
 }
 
+/// Sees that the files of guests that their user brought are here.
+///
+/// # Errors
+/// The first that is not, or not what it should be.
+pub fn check_brought(experiment: &Experiment) -> Result<(), Mistake> {
+    let wrong = |cell: &Cell| {
+        let (guest, brought) = (&cell.setting.guest, cell.setting.guest.brought.as_ref()?);
+        brought.check_files(guest.disk.map_or(0, |disk| disk.0)).err()
+    };
+    let Some(error) = experiment.cells.iter().find_map(wrong) else { return Ok(()) };
+    let key = ["guest", "qemu", error.key].map(str::to_owned);
+    let place = experiment.tree.at(&key).map_or(Place::Missing, |f| f.place.clone());
+    Err(Mistake { origin: experiment.origin.clone(), place, message: error.to_string() })
+}
+
 /// What is free where the embedded hosts keep their disk images; `None` where the file system doesn't say.
 pub fn free_for_images() -> Option<Bytes> {
     let of = rustix::fs::statvfs(std::env::temp_dir()).ok()?;

@@ -1,12 +1,14 @@
 //! What one cell fixes: the guest, the link, the workload, and how memory and disk move.
 
+use super::brought;
 use super::energy::Energy;
 use super::fields::Fields;
 use super::tree::{Mistake, Node};
 use crate::families::{self, CoordinatorChoice, DiskChoice, MemoryChoice, WorkloadChoice};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use whimbrel_machine::OwnMove;
+use whimbrel_machine::{Brought, OwnMove};
+use whimbrel_migration::commands::Software;
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::registry::Parameters;
 use whimbrel_model::stream::Shape;
@@ -26,8 +28,8 @@ const MOST_TRIPS: u64 = 100;
 const MOST_ATTEMPTS: u64 = 100;
 
 /// The keys of its table.
-const GUEST_KEYS: [&str; 11] =
-    ["machine", "ram", "vcpus", "count", "trips", "attempts", "disk", "filled", "base", "block_size", "settle"];
+const GUEST_KEYS: [&str; 12] =
+    ["machine", "qemu", "ram", "vcpus", "count", "trips", "attempts", "disk", "filled", "base", "block_size", "settle"];
 
 /// The guest of a cell.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +56,8 @@ pub struct Guest {
     pub block_size: Bytes,
     /// How long the guest runs before the migration is requested.
     pub settle: Nanos,
+    /// What its user brought, in the place of a workload.
+    pub brought: Option<Brought>,
 }
 
 /// How the link limits itself.
@@ -86,7 +90,7 @@ pub struct Setting {
     /// The link.
     pub link: Link,
     /// What runs in the guest.
-    pub workload: WorkloadChoice,
+    pub software: Software,
     /// How memory moves.
     pub memory: MemoryChoice,
     /// The hypervisor's own migration that moves the guest instead.
@@ -107,9 +111,7 @@ impl Setting {
     pub fn read(origin: &str, tree: &Node) -> Result<Setting, Mistake> {
         let guest = read_guest(&Fields::table(origin, "guest", tree)?)?;
         let link = read_link(&Fields::table(origin, "link", tree)?)?;
-        let of_workload = Fields::table(origin, "workload", tree)?;
-        let workload = WorkloadChoice::read(&of_workload.plain()).map_err(|e| of_workload.blame(&e))?;
-        families::fits(&workload, guest.shape()).map_err(|e| of_workload.blame(&e))?;
+        let software = read_software(&Fields::table(origin, "workload", tree)?, &guest)?;
         let of_memory = Fields::table(origin, "memory", tree)?;
         let of_disk = Fields::table(origin, "disk", tree)?;
         of_its_own_table(&of_memory, &of_disk)?;
@@ -136,7 +138,7 @@ impl Setting {
         }
         let coordinator = read_coordinator(&of_coordinator, &guest, &link)?;
         let energy = Energy::read(origin, tree)?;
-        Ok(Setting { guest, link, workload, memory, own, disk, coordinator, energy })
+        Ok(Setting { guest, link, software, memory, own, disk, coordinator, energy })
     }
 
     /// How memory moves, as a row names it.
@@ -154,7 +156,7 @@ impl Setting {
         json!({
             "guest": self.guest.resolved(),
             "link": self.link.resolved(),
-            "workload": self.workload.resolved(),
+            "workload": self.software.workload().map(WorkloadChoice::resolved),
             "memory": self.own.as_ref().map_or_else(|| json!(self.memory.resolved()), |own| self.resolved_own(own)),
             "disk": match self.own.as_ref().and_then(|own| own.disk.as_ref()) {
                 Some(own) => json!({ "preset": own }),
@@ -207,6 +209,11 @@ impl Guest {
             table["base"] = if self.base_shared { SHARED } else { OWN }.into();
             table["block_size"] = exact_size(self.block_size).into();
         }
+        if let (Some(brought), Some(fields)) = (&self.brought, table.as_object_mut()) {
+            // Nothing of ours fills its disk.
+            fields.remove("filled");
+            fields.insert("qemu".to_owned(), brought::resolved(brought));
+        }
         table
     }
 }
@@ -227,7 +234,7 @@ impl Link {
 }
 
 /// A size as a file may have it, without rounding.
-fn exact_size(size: Bytes) -> String {
+pub(super) fn exact_size(size: Bytes) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     let unit = units.iter().find(|(_, shift)| size.0 > 0 && size.0.is_multiple_of(1 << shift));
     unit.map_or_else(|| format!("{} B", size.0), |(name, shift)| format!("{} {name}", size.0 >> shift))
@@ -253,29 +260,55 @@ fn read_coordinator(fields: &Fields<'_>, guest: &Guest, link: &Link) -> Result<C
     Ok(coordinator)
 }
 
+/// The workload, or what the guest's user brought in its place.
+fn read_software(of_workload: &Fields<'_>, guest: &Guest) -> Result<Software, Mistake> {
+    let given = of_workload.plain();
+    let Some(brought) = &guest.brought else {
+        let workload = WorkloadChoice::read(&given).map_err(|e| of_workload.blame(&e))?;
+        families::fits(&workload, guest.shape()).map_err(|e| of_workload.blame(&e))?;
+        return Ok(Software::Workload(workload));
+    };
+    match given.keys().next() {
+        None => Ok(Software::Brought(Box::new(brought.clone()))),
+        Some(key) => {
+            let why = "the guest of [guest.qemu] runs what it holds; leave [workload] out, or [guest.qemu]";
+            Err(of_workload.mistake(key, why))
+        }
+    }
+}
+
 fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
     fields.only(&GUEST_KEYS)?;
     let machines = families::machine_names();
     let small = |key: &str, most| fields.count(key, 1, 1..=most).map(|n| n as u32);
+    let machine = fields.word("machine", "machine", &machines)?.unwrap_or("thread");
+    let brought = brought::read(fields, machine)?;
     let guest = Guest {
-        machine: fields.word("machine", "machine", &machines)?.unwrap_or("thread"),
+        machine,
         ram: fields.size("ram")?.unwrap_or(Bytes(256 << 20)),
         vcpus: small("vcpus", MOST_VCPUS)?,
         count: small("count", MOST_GUESTS)?,
         trips: small("trips", MOST_TRIPS)?,
         attempts: small("attempts", MOST_ATTEMPTS)?,
-        disk: fields.size("disk")?,
+        disk: brought::disk(fields, brought.as_ref())?,
         filled: fields.size("filled")?.unwrap_or(Bytes(0)),
         base_shared: fields.word("base", "base image", &[OWN, SHARED])? == Some(SHARED),
         block_size: fields.size("block_size")?.unwrap_or(Bytes(4096)),
         settle: fields.duration("settle")?.unwrap_or(Nanos(500_000_000)),
+        brought,
     };
+    check_guest(fields, guest)
+}
+
+fn check_guest(fields: &Fields<'_>, guest: Guest) -> Result<Guest, Mistake> {
     let refuse =
         |key: &str, size: Bytes, accepted: &str| Err(fields.refuse(key, &format!("{:?}", exact_size(size)), accepted));
     if guest.ram.0 == 0 || !guest.ram.0.is_multiple_of(PAGE_BYTES) {
         return refuse("ram", guest.ram, "a size above zero that is a multiple of \"4 KiB\"");
     }
-    if let Err(least) = workload_pages(guest.machine, guest.ram) {
+    if guest.brought.is_none()
+        && let Err(least) = workload_pages(guest.machine, guest.ram)
+    {
         let accepted = format!("at least \"{} MiB\" for machine {:?}", (least * PAGE_BYTES) >> 20, guest.machine);
         return refuse("ram", guest.ram, &accepted);
     }
@@ -284,6 +317,9 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
         return refuse("block_size", guest.block_size, "a power of two from \"512 B\" to \"64 MiB\"");
     }
     match guest.disk {
+        Some(_) if guest.brought.is_some() && guest.filled.0 > 0 => {
+            refuse("filled", guest.filled, "guest.qemu.image for what the disk holds, and leave this out")
+        }
         Some(disk) if disk.0 == 0 || disk.0 % block != 0 => {
             let accepted =
                 format!("a size above zero that is a multiple of the block size, {:?}", exact_size(guest.block_size));

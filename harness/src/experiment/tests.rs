@@ -16,7 +16,7 @@ fn the_quickstart_is_six_cells() {
     let moved = |memory: &str, disk: &str| {
         let by =
             |c: &&Cell| c.setting.memory.name() == memory && c.setting.disk.as_ref().is_some_and(|d| d.name() == disk);
-        experiment.cells.iter().filter(by).map(|c| c.setting.workload.name()).collect::<Vec<_>>()
+        experiment.cells.iter().filter(by).map(|c| c.setting.software.name()).collect::<Vec<_>>()
     };
     let workloads = ["memory-intensive", "disk-write", "idle-desktop"];
     assert_eq!(moved("stop-and-copy", "freeze-and-copy"), workloads);
@@ -121,6 +121,28 @@ fn every_mistake_names_file_line_key_and_what_is_accepted() {
         ("[guest]\ndisk = \"1 MiB\"\nfilled = \"2 MiB\"", 3, &["guest.filled", "at most"]),
         ("[guest]\nfilled = \"2 MiB\"", 2, &["guest.filled", "guest.disk"]),
         ("[guest]\ndisk = \"1 MiB\"\nblock_size = \"5 KiB\"", 3, &["guest.block_size", "power of two"]),
+        ("[guest]\n[guest.qemu]\nready = \"x\"", 2, &["guest.qemu", "machine = \"qemu\""]),
+        ("[guest]\nmachine = \"qemu\"\nqemu = 3", 3, &["guest.qemu", "a table [guest.qemu]"]),
+        (
+            "[guest]\nmachine = \"qemu\"\n[guest.qemu]\nkernel = \"k\"\nraedy = \"x\"",
+            5,
+            &["guest.qemu.raedy", "did you mean \"ready\""],
+        ),
+        (
+            "[guest]\nmachine = \"qemu\"\n[guest.qemu]\nkernel = \"k\"\nready = \"x\"\nprobe_send = \"x\"",
+            6,
+            &["guest.qemu.probe_send", "probe_port"],
+        ),
+        (
+            "[guest]\nmachine = \"qemu\"\n[guest.qemu]\nkernel = \"k\"\nprobe_port = 70000",
+            5,
+            &["guest.qemu.probe_port", "from 1 to 65535"],
+        ),
+        (
+            "[guest]\nmachine = \"qemu\"\n[guest.qemu]\nkernel = \"k\"\nready = \"x\"\narguments = \"-S\"",
+            6,
+            &["guest.qemu.arguments", "a list of texts"],
+        ),
         ("[link]\nrate = \"200 mbps\"", 2, &["link.rate", "Mbit/s"]),
         ("[link]\nrate = \"0 Mbit/s\"", 2, &["link.rate", "unlimited"]),
         ("[link]\ndelay = \"1 MiB\"", 2, &["link.delay", "100 us"]),
@@ -172,6 +194,27 @@ fn a_mistake_in_an_override_names_it() {
     assert!(set("workload.us=idle").contains("workload.us"), "{}", set("workload.us=idle"));
     let message = Experiment::load(Some(Path::new("/nowhere/x.toml")), &[]).unwrap_err().to_string();
     assert!(message.starts_with("/nowhere/x.toml: can't be read"), "{message}");
+}
+
+#[test]
+fn a_guest_of_the_users_own_is_read_where_it_lies_and_again_from_elsewhere() {
+    let text = "[guest]\nmachine = \"qemu\"\nram = \"32 MiB\"\ndisk = \"1 MiB\"\n[guest.qemu]\nimage = \"x.raw\"\n\
+                arguments = [\"-cpu\", \"max\"]\nprobe_port = 22\nprobe_every = \"20 ms\"\n[vary]\n\
+                \"guest.qemu.probe_expect\" = [\"SSH\", \"OpenSSH\"]\n";
+    let experiment = Experiment::read("/elsewhere/x.toml", "x", text, &[]).unwrap();
+    let brought = |e: &Experiment, cell: usize| e.cells[cell].setting.guest.brought.clone().unwrap();
+    let first = brought(&experiment, 0);
+    assert_eq!(first.place(first.image.as_ref().unwrap()), Path::new("/elsewhere/x.raw"));
+    assert_eq!(brought(&experiment, 1).probe.unwrap().expect, "OpenSSH");
+    assert_eq!(experiment.cells[0].setting.software.name(), "brought");
+    let again = Experiment::read("resolved", "y", &experiment.to_toml(), &[]).unwrap();
+    assert_eq!((brought(&again, 0), brought(&again, 1)), (first, brought(&experiment, 1)));
+    let fixed = [Override::read("guest.qemu.probe_expect=SSH").unwrap()];
+    let fixed = Experiment::read("/elsewhere/x.toml", "x", text, &fixed).unwrap();
+    let again = Experiment::read("resolved", "y", &fixed.to_toml(), &[]).unwrap();
+    assert_eq!((brought(&again, 0), again.cells.len()), (brought(&fixed, 0), 1));
+    let message = limits::check_brought(&experiment).unwrap_err().to_string();
+    assert!(message.starts_with("/elsewhere/x.toml: guest.qemu.folder: "), "{message}");
 }
 
 #[test]

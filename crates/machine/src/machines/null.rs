@@ -21,6 +21,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         own_disk: NO_OWN_DISK,
         throttles: false,
         filled_by_host: true,
+        takes_brought: false,
     },
 };
 

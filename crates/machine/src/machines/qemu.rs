@@ -5,7 +5,7 @@
 //!     GuestRam ─────── memfd ───────────────────────────► the guest's RAM ──► Linux ──► the agent: a thread machine
 //!     watch (dirty log, missing pages) ◄── userfaultfd ── opened when QEMU maps the memfd
 //!     monitor ◄──────────── QMP ────────────────────────► stop, cont, migrate
-//!     port ◄─────────── virtio-serial ──────────────────► heartbeats, freeze
+//!     port ◄─────────── virtio-serial ──────────────────► heartbeats, freeze; or a client's requests to what its user brought
 //!     drive ◄──────────── NBD ──────────────────────────► /dev/vda
 //! ```
 //!
@@ -17,6 +17,7 @@ pub mod accelerator;
 mod command;
 mod drive;
 mod initramfs;
+mod inside;
 pub mod kernel;
 mod launch;
 mod mirror;
@@ -24,6 +25,7 @@ mod own;
 mod port;
 mod process;
 mod qmp;
+mod service;
 mod state;
 mod throttle;
 pub mod words;
@@ -32,13 +34,17 @@ pub use initramfs::INIT;
 
 use crate::clock::monotonic;
 use crate::error::MachineError;
-use crate::machine::{Begin, Departure, Machine, MachineSetup, OwnEnds, OwnMove, Paused, Progress, Silence, Testimony};
+use crate::machine::{
+    Begin, Departure, Machine, MachineSetup, Operations, OwnEnds, OwnMove, Paused, Progress, Silence, Software,
+    Testimony,
+};
 use crate::machines::Kind;
 use accelerator::Accelerator;
+use command::Boots;
 use drive::Drive;
+use inside::Inside;
 use kernel::Kernel;
 use launch::Launched;
-use port::Port;
 use process::Process;
 use qmp::Qmp;
 use serde_json::json;
@@ -88,6 +94,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         own_disk: &mirror::OWN_DISK,
         throttles: true,
         filled_by_host: false,
+        takes_brought: true,
     },
 };
 
@@ -109,7 +116,7 @@ pub struct QemuMachine {
     workload_pages: u64,
     state: Mutex<State>,
     failure: Mutex<Option<String>>,
-    port: Port,
+    inside: Inside,
     qmp: Qmp,
     throttle: Throttle,
     /// `None` once the machine was stopped.
@@ -122,6 +129,12 @@ pub struct QemuMachine {
     folder: TempDir,
 }
 
+/// What QEMU says of its user-mode networks.
+fn networks(qmp: &Qmp) -> Result<String, MachineError> {
+    let told = qmp.execute("human-monitor-command", json!({ "command-line": "info usernet" }))?;
+    Ok(told.as_str().unwrap_or_default().to_owned())
+}
+
 /// Where the guest is.
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
@@ -131,17 +144,17 @@ struct State {
 }
 
 impl QemuMachine {
-    /// Starts QEMU. A new guest is booted and its agent made ready; one that arrives waits for its state.
+    /// Starts QEMU. A new guest is booted, and its agent made ready if it has one; one that arrives waits for its state.
     ///
     /// # Errors
     /// QEMU, the kernel or the preloaded library is missing or fails; the message says which.
     pub fn new(setup: MachineSetup) -> Result<Self, MachineError> {
         setup.check()?;
-        let MachineSetup { begin, ram, disk, shape, seed, recipe, .. } = setup;
+        let MachineSetup { begin, ram, disk, shape, seed, software } = setup;
         let bytes = ram.pages() * PAGE_BYTES;
-        if bytes > command::MOST_RAM_BYTES {
+        if matches!(software, Software::Operations(_)) && bytes > command::MOST_RAM_BYTES {
             let most = command::MOST_RAM_BYTES >> 20;
-            return Err(MachineError::Setup(format!("machine qemu takes at most {most} MiB of RAM")));
+            return Err(MachineError::Setup(format!("machine qemu takes at most {most} MiB of RAM with a workload")));
         }
         if begin != Begin::Arriving {
             // A new guest begins with empty RAM, as on any machine; and QEMU, since 9.0, doesn't write a page of zeroes that
@@ -152,17 +165,29 @@ impl QemuMachine {
         // A view of its own: what watches the RAM watches this QEMU, and ends with it.
         let view = GuestRam::from_fd(ram.fd().try_clone_to_owned()?, bytes)?;
         view.populate_host(view.all())?;
-        let kernel = Kernel::find_or_fetch(&|news| eprintln!("whimbrel: {news}"))?;
-        let accelerator = accelerator::choose(&kernel);
-        let shown = command::Shape { begin, ram: &view, vcpus: shape.vcpus, disk: disk.is_some(), accelerator };
-        let Launched { folder, drive, process, port, qmp, throttle } = Launched::launch(&kernel, &shown, disk)?;
+        let kernel = || Kernel::find_or_fetch(&|news| eprintln!("whimbrel: {news}"));
+        let (accelerator, _) = accelerator::choose(&kernel)?;
+        let (boots, task) = match software {
+            Software::Operations(Operations { recipe, .. }) => {
+                (Boots::Agent(kernel()?), Some(Task { seed, shape, recipe }))
+            }
+            Software::Brought(brought) => (Boots::Brought(brought), None),
+        };
+        let (vcpus, has_disk) = (shape.vcpus, disk.is_some());
+        let shown = command::Shape { begin, boots: &boots, ram: &view, vcpus, disk: has_disk, accelerator };
+        let Launched { folder, drive, process, port, qmp, throttle } = Launched::launch(&shown, disk)?;
+        let inside = match (boots, port) {
+            (Boots::Brought(brought), _) => Inside::brought(brought, &networks(&qmp)?)?,
+            (Boots::Agent(_), Some(port)) => Inside::Agent(port),
+            (Boots::Agent(_), None) => unreachable!("a guest with an agent has its port"),
+        };
         let machine = QemuMachine {
             ram: Arc::clone(&view),
             accelerator,
             workload_pages: shape.pages,
             state: Mutex::default(),
             failure: Mutex::default(),
-            port,
+            inside,
             qmp,
             throttle,
             process: Mutex::new(Some(process)),
@@ -173,7 +198,7 @@ impl QemuMachine {
         };
         machine.prepare()?;
         if begin == Begin::New {
-            machine.boot(&Task { seed, shape, recipe })?;
+            machine.boot(task.as_ref())?;
         }
         Ok(machine)
     }
@@ -187,20 +212,31 @@ impl QemuMachine {
         Ok(())
     }
 
-    fn boot(&self, task: &Task) -> Result<(), MachineError> {
+    /// Waits until the guest is up, with its agent ready for the task if it has one, and stops it.
+    fn boot(&self, task: Option<&Task>) -> Result<(), MachineError> {
         let ended = || self.ended();
         let with_console = |error: MachineError| match self.process().as_ref() {
             Some(process) => MachineError::Hypervisor(format!("{error}{}", process.last_words(command::CONSOLE))),
             None => error,
         };
         self.set_runs(true);
-        let available = self.port.wait_here(BOOT, &ended).map_err(with_console)?;
-        if available < task.shape.pages * PAGE_BYTES + SPARE_BYTES {
-            let (has, wants) = (available >> 20, (task.shape.pages >> 8) + (SPARE_BYTES >> 20));
-            return Err(MachineError::Setup(format!("the guest has {has} MiB to give, and {wants} MiB are needed")));
+        match (&self.inside, task) {
+            (Inside::Brought(brought, service), _) => {
+                let up = inside::wait_up(brought, service.as_ref(), self.folder.path(), &ended);
+                up.map_err(with_console)?;
+            }
+            (Inside::Agent(port), Some(task)) => {
+                let available = port.wait_here(BOOT, &ended).map_err(with_console)?;
+                if available < task.shape.pages * PAGE_BYTES + SPARE_BYTES {
+                    let (has, wants) = (available >> 20, (task.shape.pages >> 8) + (SPARE_BYTES >> 20));
+                    let why = format!("the guest has {has} MiB to give, and {wants} MiB are needed");
+                    return Err(MachineError::Setup(why));
+                }
+                port.say(&ToGuest::Begin(task.clone()))?;
+                port.wait_ready(BOOT, &ended).map_err(with_console)?;
+            }
+            (Inside::Agent(_), None) => unreachable!("an agent has its task"),
         }
-        self.port.say(&ToGuest::Begin(task.clone()))?;
-        self.port.wait_ready(BOOT, &ended).map_err(with_console)?;
         self.halt()?;
         Ok(())
     }
@@ -222,6 +258,7 @@ impl QemuMachine {
     fn set_runs(&self, runs: bool) {
         self.lock().runs = runs;
         self.throttle.note(monotonic(), runs);
+        self.inside.note(runs);
     }
 
     fn refuse_running(&self, what: &'static str) -> Result<(), MachineError> {
@@ -237,7 +274,7 @@ impl QemuMachine {
         let ended = process.as_ref().and_then(Process::ended);
         ended.or_else(|| {
             let monitor = self.qmp.closed().map(|why| format!("QEMU's monitor has closed: {why}"));
-            let closed = MachineError::Hypervisor(monitor.or_else(|| self.port.closed())?);
+            let closed = MachineError::Hypervisor(monitor.or_else(|| self.inside.closed())?);
             // Of a QEMU that was killed, its sockets are known to be gone first.
             Some(process.as_ref().map_or(closed.to_string(), |process| process.blame(closed).to_string()))
         })
@@ -272,8 +309,8 @@ impl Machine for QemuMachine {
             if !runs {
                 self.go_on()?;
             }
-            if !executes {
-                self.port.say(&ToGuest::Go)?;
+            if let (Inside::Agent(port), false) = (&self.inside, executes) {
+                port.say(&ToGuest::Go)?;
                 self.lock().executes = true;
             }
             Ok(())
@@ -321,8 +358,9 @@ impl Machine for QemuMachine {
         if frozen {
             return Ok(None);
         }
+        let agent = self.inside.agent()?;
         self.go_on()?;
-        let frozen = self.port.freeze(FREEZE, &|| self.ended());
+        let frozen = agent.freeze(FREEZE, &|| self.ended());
         self.halt()?;
         let (state, runs) = frozen?;
         self.lock().executes = false;
@@ -374,20 +412,20 @@ impl Machine for QemuMachine {
     }
 
     fn progress(&self) -> Progress {
-        self.port.progress()
+        self.inside.progress()
     }
 
     fn silence(&self) -> Silence {
-        self.port.silence()
+        self.inside.silence()
     }
 
     fn reset_silence(&self) {
-        self.port.reset_silence();
+        self.inside.reset_silence();
     }
 
     fn failure(&self) -> Option<String> {
         let known = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        known.or_else(|| self.port.failed()).or_else(|| self.ended())
+        known.or_else(|| self.inside.failed()).or_else(|| self.ended())
     }
 
     fn stop(&self) {

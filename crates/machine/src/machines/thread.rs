@@ -5,7 +5,7 @@ mod vcpu;
 
 use crate::clock::{monotonic, time_of_day};
 use crate::error::MachineError;
-use crate::machine::{Machine, MachineSetup, Paused, Progress, Silence};
+use crate::machine::{Machine, MachineSetup, Operations, Paused, Progress, Silence};
 use crate::machines::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::saved::SavedState;
 use control::{Command, Control, Place, lock};
@@ -37,6 +37,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         own_disk: NO_OWN_DISK,
         throttles: true,
         filled_by_host: true,
+        takes_brought: false,
     },
 };
 
@@ -54,7 +55,8 @@ impl ThreadMachine {
     /// The parts don't fit together, or there are no more threads.
     pub fn new(setup: MachineSetup) -> Result<Self, MachineError> {
         setup.check()?;
-        let MachineSetup { ram, disk, shape, seed, streams, pacing, .. } = setup;
+        let MachineSetup { ram, disk, shape, seed, software, .. } = setup;
+        let Operations { streams, pacing, .. } = software.operations()?;
         let board = Arc::new(Board { ram, disk, shape, seed, pacing, control: Control::new(shape.vcpus) });
         let vcpus: Vec<_> = (0..).zip(streams).map(|(i, s)| Arc::new(Mutex::new(Vcpu::new(i, s, &shape)))).collect();
         let machine = ThreadMachine { board, vcpus, threads: Mutex::new(Vec::new()) };

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use whimbrel_disk::GuestDisk;
 use whimbrel_machine::machines::MACHINES;
-use whimbrel_machine::{Begin, Machine, MachineSetup, Twin, TwinSetup, Verification, fill_disk, fill_ram};
+use whimbrel_machine::{
+    Begin, Machine, MachineSetup, Operations, Software, Twin, TwinSetup, Verification, fill_disk, fill_ram,
+};
 use whimbrel_memory::GuestRam;
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::stream::Shape;
@@ -116,9 +118,11 @@ impl Plan {
             disk: disk.clone().map(|disk| disk as Arc<dyn GuestDisk>),
             shape: self.shape,
             seed: self.seed,
-            streams: self.streams(),
-            pacing: self.choice.pacing(),
-            recipe: String::new(),
+            software: Software::Operations(Operations {
+                streams: self.streams(),
+                pacing: self.choice.pacing(),
+                recipe: String::new(),
+            }),
         };
         let machine = (MACHINES.find("thread").unwrap().build.build)(setup).unwrap();
         Guest { plan: self.clone(), machine, ram, disk }

@@ -147,8 +147,7 @@ pub fn leave_own(
     }
     recorder.record(Event::Moment { moment: Moment::HandedOver });
     record_sent(&departure.figures, disk_bytes, recorder);
-    let silence = machine.silence();
-    recorder.record(Event::Silence { longest_ns: silence.longest_ns, edge: silence.last_beats });
+    recorder.departure(&**machine);
     control.set_read_timeout(Some(WORD))?;
     let ending = match read_frame::<Word>(&mut &control) {
         Ok((Word::Whole {}, _)) => {

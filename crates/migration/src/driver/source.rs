@@ -433,9 +433,7 @@ impl Source {
             SourceEffect::Pause => {
                 let paused = self.machine.pause();
                 self.recorder.record_at(paused.left, Event::Moment { moment: Moment::Paused });
-                let progress = self.machine.progress();
-                let work = Event::Work { units: progress.units, operations: progress.operations };
-                self.recorder.record_at(paused.left, work);
+                self.recorder.progress(paused.left, &*self.machine);
                 return Ok(Some(SourceInput::Paused { at: paused.left }));
             }
             SourceEffect::Drain => {
@@ -488,8 +486,7 @@ impl Source {
                 volume.lend();
             }
         }
-        let silence = self.machine.silence();
-        self.recorder.record(Event::Silence { longest_ns: silence.longest_ns, edge: silence.last_beats });
+        self.recorder.departure(&*self.machine);
         behind
     }
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use whimbrel_machine::Machine;
-use whimbrel_model::Event;
+use whimbrel_wire::clock;
 
 /// Between two readings: short against any phase worth a figure, and 100 readings a second cost the guest nothing.
 const EVERY: Duration = Duration::from_millis(10);
@@ -23,8 +23,7 @@ impl WorkWatch {
         let (stop, stopped) = channel();
         let thread = std::thread::spawn(move || {
             loop {
-                let progress = machine.progress();
-                recorder.record(Event::Work { units: progress.units, operations: progress.operations });
+                recorder.progress(clock::now(), &*machine);
                 if stopped.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }

@@ -7,6 +7,7 @@
 use super::timeline::{Timeline, between};
 use super::{Facts, Measured, Reasons, WorkSample, not_recorded};
 use serde::{Deserialize, Serialize};
+use whimbrel_model::event::Requests;
 use whimbrel_model::{Event, Mark, Moment, Recorded};
 
 /// Progress may be extrapolated to an instant that lies at most this far outside the readings.
@@ -230,6 +231,10 @@ pub(super) fn guest_gap(events: &[Recorded], timeline: &Timeline<'_>, facts: &Fa
     let (mut longest, left) = silence(Mark::Source).ok_or_else(|| absent("source"))?;
     if timeline.reached(Moment::Resumed) {
         let (there, arrived) = silence(Mark::Destination).ok_or_else(|| absent("destination"))?;
+        // One that was never heard there says only that the gap is longer than the trial.
+        if arrived.iter().any(|beat| beat.0 == 0) {
+            return Err("the guest was not heard at the destination before the trial ended".to_owned());
+        }
         let offset = facts.clock.ok_or_else(|| super::timeline::NO_OFFSET.to_owned())?.offset_ns;
         let clock = |ns: u64| i64::try_from(ns).unwrap_or(i64::MAX);
         let across = left.iter().zip(&arrived).map(|(a, b)| between(clock(a.0), clock(b.0).saturating_sub(offset)));
@@ -238,6 +243,44 @@ pub(super) fn guest_gap(events: &[Recorded], timeline: &Timeline<'_>, facts: &Fa
     let control = facts.control.as_ref().and_then(|c| c.longest_silence_ns);
     let control = control.ok_or_else(|| "the control run's heartbeat was not read".to_owned())?;
     Ok(longest.saturating_sub(control))
+}
+
+/// What a client of a service in the guest saw besides the longest gap between two answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "crate::metrics defines every field of a row")]
+pub struct Service {
+    pub requests: Option<u64>,
+    pub lost_requests: Option<u64>,
+}
+
+impl Service {
+    pub(super) fn of(events: &[Recorded], reasons: &mut Reasons<'_>) -> Self {
+        let of = |host| {
+            let found = events.iter().rev().find_map(|e| match e.event {
+                Event::Served { requests } if e.host == host => Some(requests),
+                _ => None,
+            });
+            found.ok_or_else(|| format!("no client asked the guest at the {}", host_name(host)))
+        };
+        let counts = of(Mark::Source).and_then(|source| {
+            let moved = events.iter().any(|e| e.event == Event::Moment { moment: Moment::Resumed });
+            let there = if moved { of(Mark::Destination)? } else { Requests::default() };
+            // What was open when the guest left is never answered there; what was open at the end was cut by it.
+            let lost = source.lost + if moved { source.open } else { 0 } + there.lost;
+            Ok((source.answered + there.answered + lost, lost))
+        });
+        Service {
+            requests: reasons.keep("service.requests", counts.clone().map(|(all, _)| all)),
+            lost_requests: reasons.keep("service.lost_requests", counts.map(|(_, lost)| lost)),
+        }
+    }
+}
+
+fn host_name(host: Mark) -> &'static str {
+    match host {
+        Mark::Source => "source",
+        Mark::Destination => "destination",
+    }
 }
 
 /// What the workload asks for and does, and how that compares with the link.

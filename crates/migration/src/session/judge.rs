@@ -1,11 +1,12 @@
-//! The judging of a trip that has ended: the twin's words, and all RAM where the twin knows a part of it only.
+//! The judging of a trip that has ended: the twin's words, and all RAM where the twin knows a part of it only; of a guest
+//! that its user brought all RAM and all blocks, for it has no twin.
 
 use super::{Agent, Move, SessionError, in_words};
-use crate::commands::{Answer, Command};
+use crate::commands::{Answer, Command, Software};
 use crate::report::{Outcome, Verdict as RowVerdict, Verify};
-use crate::witness::{Comparison, PAGES_AT_ONCE};
+use crate::witness::{Comparison, HASHES_AT_ONCE};
 use whimbrel_machine::{Verdict, Verification};
-use whimbrel_model::PAGE_BYTES;
+use whimbrel_model::{Family, PAGE_BYTES};
 
 impl Move<'_> {
     /// The twin's word: on the frozen source, and on the guest at the end.
@@ -30,10 +31,10 @@ impl Move<'_> {
                     (frozen.join(), end)
                 });
                 if matches!(&frozen, Ok(Ok(_))) && end.is_ok() {
-                    match self.compare_ram(here, there) {
-                        Ok(word) => words.extend(word.map(Ok)),
+                    match self.compare_all(here, there) {
+                        Ok(found) => words.extend(found.into_iter().map(Ok)),
                         Err(error) => {
-                            note = Some(format!("RAM beyond the twin's is not compared: {}", in_words(&error)))
+                            note = Some(format!("what the twin doesn't know is not compared: {}", in_words(&error)))
                         }
                     }
                 }
@@ -44,10 +45,7 @@ impl Move<'_> {
             Outcome::Aborted => words.push(ask(here)),
             _ => return skipped("the guest is whole nowhere"),
         }
-        let mut verify = Verify { memory: RowVerdict::Equal, disk: RowVerdict::Equal, ..Verify::default() };
-        if self.plan.guest.disk.is_none() {
-            verify.disk = RowVerdict::Skipped;
-        }
+        let mut verify = Verify::default();
         for word in words {
             match word {
                 Ok(word) => join(&mut verify, word),
@@ -60,33 +58,57 @@ impl Move<'_> {
         verify
     }
 
-    /// All RAM, the frozen source's against the destination's; `None` where the twin knows all of it, or pages were left
-    /// behind.
-    fn compare_ram(&self, here: &mut Agent, there: &mut Agent) -> Result<Option<Verification>, SessionError> {
-        let ask = |agent: &mut Agent, first| {
-            let command = Command::HashRam { first, count: PAGES_AT_ONCE };
-            agent.expect(&command, |answer| match answer {
-                Answer::Hashes { hashes, left_out } => Some(Some((hashes, left_out))),
-                Answer::NoHashes { .. } => Some(None),
-                _ => None,
-            })
-        };
-        let mut comparison = Comparison::default();
-        let pages = self.plan.guest.ram_bytes / PAGE_BYTES;
-        for first in (0..pages).step_by(PAGES_AT_ONCE as usize) {
-            let Some((destination, left_out)) = ask(there, first)? else { return Ok(None) };
-            let Some((source, _)) = ask(here, first)? else { return Ok(None) };
-            comparison.add(first, &source, &destination, &left_out);
+    /// The frozen source against the destination, where the twin can't tell. That a comparison is impossible is a word only
+    /// where no twin has one.
+    fn compare_all(&self, here: &mut Agent, there: &mut Agent) -> Result<Vec<Verification>, SessionError> {
+        let guest = &self.plan.guest;
+        let brought = matches!(guest.software, Software::Brought(_));
+        let mut words = Vec::new();
+        match compare(Family::Memory, guest.ram_bytes / PAGE_BYTES, here, there)? {
+            Ok(word) => words.push(word),
+            Err(why) if brought => words.push(Verification::skipped(format!("RAM is not compared: {why}"))),
+            Err(_) => {}
         }
-        Ok(Some(comparison.word(Vec::new())))
+        if let Some(disk) = guest.disk.filter(|_| brought) {
+            let found = compare(Family::Disk, disk.bytes / disk.block_bytes, here, there)?;
+            let skipped = |why| Verification::skipped(format!("the disk is not compared: {why}"));
+            words.push(found.unwrap_or_else(skipped));
+        }
+        Ok(words)
     }
 }
 
-/// Joins another comparison to what is known: different once is different.
+/// All pages or blocks, the frozen source's against the destination's; or why they can't be compared.
+fn compare(
+    family: Family,
+    units: u64,
+    here: &mut Agent,
+    there: &mut Agent,
+) -> Result<Result<Verification, String>, SessionError> {
+    let ask = |agent: &mut Agent, first| {
+        let command = Command::Hash { family, first, count: HASHES_AT_ONCE };
+        agent.expect(&command, |answer| match answer {
+            Answer::Hashes { hashes, left_out } => Some(Ok((hashes, left_out))),
+            Answer::NoHashes { why } => Some(Err(why)),
+            _ => None,
+        })
+    };
+    let mut comparison = Comparison::of(family);
+    for first in (0..units).step_by(HASHES_AT_ONCE as usize) {
+        match (ask(there, first)?, ask(here, first)?) {
+            (Ok((destination, left_out)), Ok((source, _))) => comparison.add(first, &source, &destination, &left_out),
+            (Err(why), _) | (_, Err(why)) => return Ok(Err(why)),
+        }
+    }
+    Ok(Ok(comparison.word()))
+}
+
+/// Joins another comparison to what is known: different once is different, and equal once is more than nothing.
 fn join(verify: &mut Verify, word: Verification) {
     let worse = |known: RowVerdict, new: Verdict| match (known, new) {
         (RowVerdict::Different, _) | (_, Verdict::Different) => RowVerdict::Different,
-        (known, _) => known,
+        (RowVerdict::Equal, _) | (_, Verdict::Equal) => RowVerdict::Equal,
+        _ => RowVerdict::Skipped,
     };
     verify.memory = worse(verify.memory, word.memory);
     verify.disk = worse(verify.disk, word.disk);

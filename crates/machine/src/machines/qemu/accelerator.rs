@@ -3,7 +3,7 @@
 //! That `/dev/kvm` opens says little: some hosts offer one on which no stock kernel boots. So a small guest is booted
 //! once, and the outcome is kept in the cache until the host itself boots again.
 
-use super::command::Shape;
+use super::command::{Boots, Shape};
 use super::kernel::{self, Kernel};
 use super::launch::Launched;
 use crate::error::MachineError;
@@ -15,6 +15,9 @@ use whimbrel_memory::GuestRam;
 
 /// RAM of the guest that is booted to see whether KVM works.
 const PROBE_BYTES: u64 = 192 << 20;
+
+/// What is kept where that guest has booted.
+const WORKS: &str = "works";
 
 /// How long that guest may take; a processor that executes it needs two seconds.
 const PROBE: Duration = Duration::from_secs(15);
@@ -46,29 +49,28 @@ impl Accelerator {
     }
 }
 
-/// The accelerator for guests on this host.
-pub(super) fn choose(kernel: &Kernel) -> Accelerator {
-    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        return Accelerator::Tcg;
+/// The accelerator for guests on this host, and why it is not the other one.
+///
+/// # Errors
+/// KVM is to be tried, and there is no kernel to try it with.
+pub fn choose(kernel: &dyn Fn() -> Result<Kernel, MachineError>) -> Result<(Accelerator, String), MachineError> {
+    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+        return Ok((Accelerator::Tcg, format!("/dev/kvm: {error}")));
     }
     let known = kept().and_then(|path| fs::read_to_string(path).ok());
-    let works = match known.as_deref() {
-        Some("works") => true,
-        Some(_) => false,
+    let word = match known {
+        Some(word) => word,
         None => {
-            let booted = boots(kernel);
-            let word = booted.as_ref().map_or_else(ToString::to_string, |()| "works".to_owned());
+            let word = boots(&kernel()?).map_or_else(|error| error.to_string(), |()| WORKS.to_owned());
             // Without a cache the next guest tries again.
-            let _ = kept().map(|path| fs::write(path, word));
-            booted.is_ok()
+            let _ = kept().map(|path| fs::write(path, &word));
+            word
         }
     };
-    if works { Accelerator::Kvm } else { Accelerator::Tcg }
-}
-
-/// What is known of KVM on this host, in words; `None`: no guest has tried it since the host booted.
-pub fn known_of_kvm() -> Option<String> {
-    kept().and_then(|path| fs::read_to_string(path).ok())
+    Ok(match word.as_str() {
+        WORKS => (Accelerator::Kvm, "a guest has booted under it".to_owned()),
+        why => (Accelerator::Tcg, format!("a guest did not boot under KVM: {why}")),
+    })
 }
 
 /// Where the outcome is kept: a file for each time that the host booted.
@@ -80,7 +82,10 @@ fn kept() -> Option<PathBuf> {
 /// Boots a guest under KVM until its agent speaks.
 fn boots(kernel: &Kernel) -> Result<(), MachineError> {
     let ram = GuestRam::create(PROBE_BYTES)?;
-    let shape = Shape { begin: Begin::New, ram: &ram, vcpus: 1, disk: false, accelerator: Accelerator::Kvm };
-    let Launched { process, port, .. } = Launched::launch(kernel, &shape, None)?;
+    let boots = Boots::Agent(kernel.clone());
+    let shape =
+        Shape { begin: Begin::New, boots: &boots, ram: &ram, vcpus: 1, disk: false, accelerator: Accelerator::Kvm };
+    let Launched { process, port, .. } = Launched::launch(&shape, None)?;
+    let port = port.ok_or_else(|| MachineError::Hypervisor("the guest has no port".to_owned()))?;
     port.wait_here(PROBE, &|| process.ended()).map(drop)
 }

@@ -3,6 +3,7 @@
 use super::accelerator::Accelerator;
 use super::kernel::Kernel;
 use super::words::PORT;
+use crate::brought::Brought;
 use crate::error::MachineError;
 use crate::machine::Begin;
 use rustix::fd::AsRawFd;
@@ -37,9 +38,21 @@ const LIBRARY: &str = "preload.so";
 /// A busy host is late with a translated guest's timer, and the kernel would take that for a broken one.
 const KERNEL_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check random.trust_cpu=on mitigations=off";
 
+/// The network by which a client reaches the guest.
+pub(super) const NETWORK: &str = "whimbrel";
+
+/// What a guest boots into.
+pub(super) enum Boots {
+    /// Linux with our agent as init.
+    Agent(Kernel),
+    /// What its user brought.
+    Brought(Box<Brought>),
+}
+
 /// What of a machine shows on the command line.
 pub(super) struct Shape<'a> {
     pub(super) begin: Begin,
+    pub(super) boots: &'a Boots,
     pub(super) ram: &'a GuestRam,
     pub(super) vcpus: u32,
     pub(super) disk: bool,
@@ -50,11 +63,24 @@ pub(super) struct Shape<'a> {
 ///
 /// # Errors
 /// The folder can't be written, or this program not be read.
-pub(super) fn command(folder: &Path, kernel: &Kernel, shape: &Shape<'_>) -> Result<Command, MachineError> {
-    let initrd = folder.join(INITRD);
-    // A guest that arrives has booted already; what QEMU puts into its RAM is overwritten.
-    super::initramfs::write(&initrd, &std::env::current_exe()?, kernel)?;
+pub(super) fn command(folder: &Path, shape: &Shape<'_>) -> Result<Command, MachineError> {
     std::fs::write(folder.join(LIBRARY), PRELOAD)?;
+    let mut command = base(folder, shape)?;
+    match shape.boots {
+        Boots::Agent(kernel) => boot_agent(&mut command, folder, kernel)?,
+        Boots::Brought(brought) => boot_brought(&mut command, brought),
+    }
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        command.arg(flag);
+    }
+    if shape.begin != Begin::New {
+        command.args(["-S", "-incoming", "defer"]);
+    }
+    Ok(command)
+}
+
+/// What every guest has: its processors, its RAM, its console and its monitor.
+fn base(folder: &Path, shape: &Shape<'_>) -> Result<Command, MachineError> {
     let bytes = shape.ram.pages() * PAGE_BYTES;
     let own = format!("/proc/{}/fd/{}", std::process::id(), shape.ram.fd().as_raw_fd());
     let of = std::fs::metadata(&own)?;
@@ -77,29 +103,50 @@ pub(super) fn command(folder: &Path, kernel: &Kernel, shape: &Shape<'_>) -> Resu
     // QEMU receives. (Where faults are served, it must have none.)
     let prealloc = if shape.begin == Begin::ArrivingByItself { ",prealloc=on" } else { "" };
     option("-object", format!("memory-backend-file,id=ram,size={bytes},mem-path={own},share=on{prealloc}"));
-    option("-kernel", kernel.image.display().to_string());
-    option("-initrd", path(INITRD));
-    option("-append", KERNEL_LINE.to_owned());
     option("-display", "none".to_owned());
     option("-chardev", format!("file,id=console,path={}", path(CONSOLE)));
     option("-serial", "chardev:console".to_owned());
     option("-chardev", format!("socket,id=qmp,path={},server=off", path(MONITOR)));
     option("-mon", "chardev=qmp,mode=control".to_owned());
-    option("-device", "virtio-serial-pci,id=ports".to_owned());
-    option("-chardev", format!("socket,id=port,path={},server=off", path(GUEST_PORT)));
-    option("-device", format!("virtserialport,bus=ports.0,chardev=port,name={PORT}"));
     if shape.disk {
-        option(
-            "-blockdev",
-            format!("driver=nbd,node-name=disk,server.type=unix,server.path={},discard=unmap", path(DISK)),
-        );
-        option("-device", "virtio-blk-pci,drive=disk".to_owned());
-    }
-    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
-        command.arg(flag);
-    }
-    if shape.begin != Begin::New {
-        command.args(["-S", "-incoming", "defer"]);
+        let device = match shape.boots {
+            Boots::Agent(_) => "virtio-blk-pci",
+            Boots::Brought(brought) => &brought.disk_device,
+        };
+        let server = format!("server.type=unix,server.path={}", path(DISK));
+        option("-blockdev", format!("driver=nbd,node-name=disk,{server},discard=unmap"));
+        option("-device", format!("{device},drive=disk"));
     }
     Ok(command)
+}
+
+/// Our agent as init, and the port over which it speaks.
+fn boot_agent(command: &mut Command, folder: &Path, kernel: &Kernel) -> Result<(), MachineError> {
+    let initrd = folder.join(INITRD);
+    // A guest that arrives has booted already; what QEMU puts into its RAM is overwritten.
+    super::initramfs::write(&initrd, &std::env::current_exe()?, kernel)?;
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd).args(["-append", KERNEL_LINE]);
+    command.args(["-device", "virtio-serial-pci,id=ports", "-chardev"]);
+    command.arg(format!("socket,id=port,path={},server=off", folder.join(GUEST_PORT).display()));
+    command.arg("-device").arg(format!("virtserialport,bus=ports.0,chardev=port,name={PORT}"));
+    Ok(())
+}
+
+/// What the user brought, and the network by which it is asked.
+fn boot_brought(command: &mut Command, brought: &Brought) {
+    command.current_dir(&brought.folder);
+    for (option, path) in [("-kernel", &brought.kernel), ("-initrd", &brought.initrd)] {
+        if let Some(path) = path {
+            command.arg(option).arg(brought.place(path));
+        }
+    }
+    if let Some(line) = &brought.append {
+        command.arg("-append").arg(line);
+    }
+    if let Some(probe) = &brought.probe {
+        // Port 0: the kernel finds one that is free, and QEMU says which.
+        let forward = format!("user,id={NETWORK},hostfwd=tcp:127.0.0.1:0-:{}", probe.port);
+        command.arg("-netdev").arg(forward).arg("-device").arg(format!("{},netdev={NETWORK}", brought.network_device));
+    }
+    command.args(&brought.arguments);
 }

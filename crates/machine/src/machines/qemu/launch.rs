@@ -1,8 +1,7 @@
 //! From a command line to a QEMU whose RAM is watched and whose monitor and port are open.
 
-use super::command::{self, Shape};
+use super::command::{self, Boots, Shape};
 use super::drive::Drive;
-use super::kernel::Kernel;
 use super::port::Port;
 use super::process::{self, Process};
 use super::qmp::Qmp;
@@ -27,7 +26,8 @@ const START: Duration = Duration::from_secs(30);
 pub(super) struct Launched {
     // QEMU ends before its disk does, and its folder goes last.
     pub(super) process: Process,
-    pub(super) port: Port,
+    /// The agent's; `None`: there is none.
+    pub(super) port: Option<Port>,
     pub(super) qmp: Qmp,
     pub(super) throttle: Throttle,
     pub(super) drive: Option<Drive>,
@@ -39,21 +39,20 @@ impl Launched {
     ///
     /// # Errors
     /// QEMU or the preloaded library is missing or fails; the message says which.
-    pub(super) fn launch(
-        kernel: &Kernel,
-        shape: &Shape<'_>,
-        disk: Option<Arc<dyn GuestDisk>>,
-    ) -> Result<Self, MachineError> {
+    pub(super) fn launch(shape: &Shape<'_>, disk: Option<Arc<dyn GuestDisk>>) -> Result<Self, MachineError> {
         let folder = process::folder()?;
         let listen = |name: &str| UnixListener::bind(folder.path().join(name));
         let (monitor, guest_port, tell) =
             (listen(command::MONITOR)?, listen(command::GUEST_PORT)?, listen(command::TELL)?);
         let drive = disk.map(|disk| Drive::serve(&folder.path().join(command::DISK), disk)).transpose()?;
-        let process = Process::start(command::command(folder.path(), kernel, shape)?, folder.path())?;
+        let process = Process::start(command::command(folder.path(), shape)?, folder.path())?;
         let qmp = Qmp::over(process.accept(&monitor, START)?)?;
         // Answered by the main loop: the machine is made by then, and its RAM mapped.
         qmp.execute("query-status", json!({})).map_err(|error| process.blame(error))?;
-        let port = Port::over(process.accept(&guest_port, START)?, shape.vcpus)?;
+        let port = match shape.boots {
+            Boots::Agent(_) => Some(Port::over(process.accept(&guest_port, START)?, shape.vcpus)?),
+            Boots::Brought(_) => None,
+        };
         let throttle = watch(shape.ram, &process, &tell, shape.vcpus)?;
         Ok(Launched { process, port, qmp, throttle, drive, folder })
     }

@@ -132,6 +132,7 @@ impl Port {
             longest_ns: heard.longest_ns,
             first_beats: vec![heard.first; self.vcpus],
             last_beats: vec![heard.last; self.vcpus],
+            requests: None,
         }
     }
 
