@@ -146,6 +146,37 @@ fn a_guest_goes_on_at_the_source_where_its_device_state_cannot_be_taken_up() {
     nothing_is_left(folder.path());
 }
 
+#[test]
+fn a_qemu_that_offers_its_throttle_to_nobody_is_refused_with_one_and_works_without() {
+    if !available("a_qemu_that_offers_its_throttle_to_nobody") {
+        return;
+    }
+    let tools = Tools::new();
+    let place = tools.folder.path().join("bin");
+    fs::create_dir(&place).unwrap();
+    // The name is not found where it is not spelled so. QEMU looks for its firmware beside the folder it runs from.
+    let mut program = fs::read(&tools.qemu).unwrap();
+    let name = b"\0cpu_throttle_set\0";
+    let found: Vec<usize> = (0..program.len() - name.len()).filter(|at| program[*at..].starts_with(name)).collect();
+    assert!(!found.is_empty(), "this QEMU has no throttle at all");
+    found.into_iter().for_each(|at| program[at + 1] = b'k');
+    fs::write(place.join("qemu-system-x86_64"), program).unwrap();
+    fs::set_permissions(place.join("qemu-system-x86_64"), fs::Permissions::from_mode(0o755)).unwrap();
+    for folder in ["share", "lib"] {
+        symlink(Path::new("/usr").join(folder), tools.folder.path().join(folder)).unwrap();
+    }
+    let path = tools.wrap(&format!("exec {}/qemu-system-x86_64 \"$@\"", place.display()));
+    let folder = tempfile::tempdir().unwrap();
+    let slowed = format!("{SMALL}[memory]\npreset = \"auto-converge\"\n");
+    let (output, rows) = run(folder.path(), &slowed, Some(path));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("cpu_throttle_set") && rows.is_empty(), "{said}");
+    let (output, rows) = run(folder.path(), SMALL, Some(path));
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(rows[0]["verify"]["memory"], "equal");
+    nothing_is_left(folder.path());
+}
+
 /// Stands between QEMUs and whoever has their monitors, until it cuts them.
 struct Monitors {
     folder: TempDir,

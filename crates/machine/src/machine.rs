@@ -112,6 +112,14 @@ pub trait Machine: Send + Sync {
         "none"
     }
 
+    /// Whether [`Machine::throttle`] can do anything, where the kind says so of all its machines.
+    ///
+    /// # Errors
+    /// Why not.
+    fn can_throttle(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     /// Takes `share` of each vCPU's time from now on: 0 gives all of it back. Held to at most 0.99.
     fn throttle(&self, share: f64);
 

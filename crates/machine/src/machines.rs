@@ -52,6 +52,8 @@ pub struct Kind {
     pub own_disk: &'static Registry<OwnDisk>,
     /// Whether its vCPUs can be slowed ([`Machine::throttle`]).
     pub throttles: bool,
+    /// Whether they can be slowed on this host, where that depends on it; `Err`: why not.
+    pub throttles_here: fn() -> Result<(), String>,
     /// Whether the host fills RAM before operation 0; else the machine fills the workload's pages itself.
     pub filled_by_host: bool,
     /// Whether a guest may have software of its own ([`crate::machine::Software::Brought`]).

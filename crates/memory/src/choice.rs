@@ -152,6 +152,11 @@ impl MemoryChoice {
         self.preset.unwrap_or(self.members.schedule.name)
     }
 
+    /// Whether the guest may be slowed.
+    pub fn throttles(&self) -> bool {
+        self.members.throttle.name != DEFAULT_THROTTLE
+    }
+
     /// Every key in effect, parameters with their defaults: a table that reads as this choice again.
     pub fn resolved(&self) -> BTreeMap<String, Value> {
         fn names<C>(entries: &[&'static Entry<C>]) -> Value {

@@ -418,6 +418,9 @@ impl Desk {
             let connections = connect_own(&opening, &guest.own_roles(own)?)?;
             return leave_own(&guest.machine, own, connections, &self.recorder);
         }
+        if movement.memory.throttles() {
+            guest.machine.can_throttle()?;
+        }
         let needs = guest.disk_context().map(|context| movement.disk.needs(&context));
         if guest.volume.as_ref().is_some_and(|volume| volume.is_remote()) && !needs.is_some_and(|needs| needs.remains) {
             let why = "this guest's disk is at another host: it moves on by a strategy that leaves its disk there, or goes \

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `WHIMBREL_RAM` | device and inode of the memory object, as `DEV:INODE` |
 //! | `WHIMBREL_SOCKET` | the path of a listening socket |
+//! | `WHIMBREL_ASK` | anything: say `throttles 0` or `throttles 1` on standard output, and nothing else changes |
 //!
 //! Said over the socket, one line: `ram ADDRESS BYTES DESCRIPTOR THROTTLES`, in decimal, or `error WHY`. The other side
 //! takes a copy of the descriptor by pidfd_getfd. THROTTLES is 1 where QEMU's program offers its own throttle, that of its
@@ -54,6 +55,11 @@ static BEGIN: extern "C" fn() = begin;
 
 /// A guest whose host is gone must not run on.
 extern "C" fn begin() {
+    if std::env::var_os("WHIMBREL_ASK").is_some() {
+        // Whoever asks has an answer or none, and then says so.
+        let _ = writeln!(io::stdout(), "throttles {}", u8::from(Throttle::find().is_some()));
+        return;
+    }
     // SAFETY: the option takes one number, and changes nothing but what happens when the parent ends.
     unsafe { prctl(PR_SET_PDEATHSIG, SIGKILL) };
 }

@@ -5,9 +5,9 @@ use crate::folder::json;
 use crate::status;
 use serde::Serialize;
 use std::path::Path;
-use whimbrel_machine::MachineError;
 use whimbrel_machine::machines::qemu::accelerator::{self, Accelerator};
 use whimbrel_machine::machines::qemu::{self, kernel::Kernel};
+use whimbrel_machine::{MACHINES, MachineError};
 use whimbrel_model::Bytes;
 
 /// Below this, the quickstart's two hosts don't fit.
@@ -50,7 +50,7 @@ fn findings() -> Vec<Finding> {
         remedy: f.remedy,
     });
     let mut findings: Vec<Finding> = kernel.collect();
-    findings.extend([memory(), disk(&std::env::temp_dir()), qemu(), guest_kernel(), accelerator()]);
+    findings.extend([memory(), disk(&std::env::temp_dir()), qemu(), guest_kernel(), accelerator(), throttle()]);
     findings.extend(meters());
     for (program, package) in [
         ("qemu-img", "qemu-utils"),
@@ -113,6 +113,16 @@ fn accelerator() -> Finding {
         Err(error) => (false, format!("KVM is not tried: {error}"), "only machine qemu needs it".to_owned()),
     };
     Finding { name: "accelerator".to_owned(), ok, needed: false, detail, remedy }
+}
+
+/// Whether guests of machine qemu can be slowed.
+fn throttle() -> Finding {
+    let here = MACHINES.find("qemu").map_err(|error| error.to_string()).and_then(|kind| (kind.build.throttles_here)());
+    let (ok, detail, remedy) = match here {
+        Ok(()) => (true, "QEMU's own (cpu_throttle_set)".to_owned(), ""),
+        Err(why) => (false, why, "only throttles on machine qemu need it"),
+    };
+    Finding { name: "QEMU throttle".to_owned(), ok, needed: false, detail, remedy: remedy.to_owned() }
 }
 
 /// Every meter of the registry, and whether one of them works. Counters are seen to move before they are believed.

@@ -21,6 +21,7 @@ pub(super) fn run(file: Option<&Path>, options: &RunOptions) -> anyhow::Result<u
     }
     if options.source.is_none() {
         limits::check_brought(&experiment)?;
+        limits::check_throttles(&experiment)?;
     }
     if let (Some(free), None) = (limits::free_for_images(), options.source) {
         limits::check_disk(&experiment, free)?;

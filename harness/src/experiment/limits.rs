@@ -89,6 +89,34 @@ pub fn check_brought(experiment: &Experiment) -> Result<(), Mistake> {
     Err(Mistake { origin: experiment.origin.clone(), place, message: error.to_string() })
 }
 
+/// Sees that guests which a strategy may slow can be slowed here.
+///
+/// # Errors
+/// A kind of machine that can't, with the first cell that needs it.
+pub fn check_throttles(experiment: &Experiment) -> Result<(), Mistake> {
+    let slowed = |cell: &&Cell| cell.setting.own.is_none() && cell.setting.memory.throttles();
+    let mut kinds: Vec<&str> = Vec::new();
+    for cell in experiment.cells.iter().filter(slowed) {
+        let machine = cell.setting.guest.machine;
+        if kinds.contains(&machine) {
+            continue;
+        }
+        kinds.push(machine);
+        let kind = &whimbrel_machine::MACHINES.find(machine).expect("the name was looked up in the registry").build;
+        if let Err(why) = (kind.throttles_here)() {
+            let at = |key: &str| experiment.tree.at(&["memory".to_owned(), key.to_owned()]).map(|f| f.place.clone());
+            let place = at("throttle").or_else(|| at("preset")).unwrap_or(Place::Missing);
+            let throttle = &cell.setting.memory.resolved()["throttle"];
+            let message = format!(
+                "memory.throttle: {throttle} is not accepted, for the vCPUs of machine {machine:?} can't be slowed here: \
+                 {why}; write \"none\""
+            );
+            return Err(Mistake { origin: experiment.origin.clone(), place, message });
+        }
+    }
+    Ok(())
+}
+
 /// What is free where the embedded hosts keep their disk images; `None` where the file system doesn't say.
 pub fn free_for_images() -> Option<Bytes> {
     let of = rustix::fs::statvfs(std::env::temp_dir()).ok()?;

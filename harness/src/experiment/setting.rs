@@ -118,7 +118,7 @@ impl Setting {
         let own = read_own(&of_memory, &of_disk, &guest)?;
         let given = if own.is_some() { BTreeMap::new() } else { of_memory.plain() };
         let memory = MemoryChoice::read(&given).map_err(|e| of_memory.blame(&e))?;
-        if !kind(guest.machine).throttles && memory.resolved()["throttle"] != "none" {
+        if !kind(guest.machine).throttles && memory.throttles() {
             let why = format!("the vCPUs of machine {:?} can't be slowed", guest.machine);
             return Err(of_memory.mistake("throttle", &format!("{why}; write \"none\"")));
         }

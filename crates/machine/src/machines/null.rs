@@ -20,6 +20,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         own: NO_OWN,
         own_disk: NO_OWN_DISK,
         throttles: false,
+        throttles_here: || Ok(()),
         filled_by_host: true,
         takes_brought: false,
     },

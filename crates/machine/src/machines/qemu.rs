@@ -93,6 +93,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         own: &own::OWN,
         own_disk: &mirror::OWN_DISK,
         throttles: true,
+        throttles_here,
         filled_by_host: false,
         takes_brought: true,
     },
@@ -107,6 +108,24 @@ pub fn version() -> Result<String, MachineError> {
     let output = output.map_err(|error| MachineError::Hypervisor(format!("{}: {error}", command::QEMU)))?;
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.lines().next().unwrap_or_default().trim_start_matches("QEMU emulator version ").to_owned())
+}
+
+/// Whether this host's QEMU can slow its vCPUs: asked of the program itself, with our library in it.
+fn throttles_here() -> Result<(), String> {
+    let ask = || {
+        let folder = process::folder()?;
+        let mut command = command::with_library(folder.path())?;
+        Ok::<_, MachineError>(command.arg("--version").env("WHIMBREL_ASK", "throttle").output()?)
+    };
+    let output = ask().map_err(|error| format!("{}: {error}", command::QEMU))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    // What starts QEMU, a shell say, has the library in it too, and answers for itself.
+    let answers: Vec<&str> = said.lines().filter(|line| line.starts_with("throttles ")).collect();
+    match answers.as_slice() {
+        [] => Err("the library preloaded into QEMU did not speak".to_owned()),
+        answers if answers.contains(&"throttles 1") => Ok(()),
+        _ => Err(throttle::NONE.to_owned()),
+    }
 }
 
 /// A guest in a QEMU of its own.
@@ -399,6 +418,10 @@ impl Machine for QemuMachine {
 
     fn cpu_ns(&self) -> u64 {
         self.process().as_ref().and_then(Process::cpu_ns).unwrap_or(0)
+    }
+
+    fn can_throttle(&self) -> Result<(), MachineError> {
+        self.throttle.available().map_err(MachineError::Hypervisor)
     }
 
     fn throttle(&self, share: f64) {

@@ -36,6 +36,7 @@ pub const ENTRY: Entry<Kind> = Entry {
         own: NO_OWN,
         own_disk: NO_OWN_DISK,
         throttles: true,
+        throttles_here: || Ok(()),
         filled_by_host: true,
         takes_brought: false,
     },

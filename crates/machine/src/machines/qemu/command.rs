@@ -64,8 +64,8 @@ pub(super) struct Shape<'a> {
 /// # Errors
 /// The folder can't be written, or this program not be read.
 pub(super) fn command(folder: &Path, shape: &Shape<'_>) -> Result<Command, MachineError> {
-    std::fs::write(folder.join(LIBRARY), PRELOAD)?;
-    let mut command = base(folder, shape)?;
+    let mut command = with_library(folder)?;
+    base(&mut command, folder, shape)?;
     match shape.boots {
         Boots::Agent(kernel) => boot_agent(&mut command, folder, kernel)?,
         Boots::Brought(brought) => boot_brought(&mut command, brought),
@@ -79,15 +79,23 @@ pub(super) fn command(folder: &Path, shape: &Shape<'_>) -> Result<Command, Machi
     Ok(command)
 }
 
+/// QEMU with our library in it, which is written into `folder`, and no arguments.
+///
+/// # Errors
+/// The folder can't be written.
+pub(super) fn with_library(folder: &Path) -> Result<Command, MachineError> {
+    std::fs::write(folder.join(LIBRARY), PRELOAD)?;
+    let mut command = Command::new(QEMU);
+    command.current_dir(folder).env("LD_PRELOAD", folder.join(LIBRARY));
+    Ok(command)
+}
+
 /// What every guest has: its processors, its RAM, its console and its monitor.
-fn base(folder: &Path, shape: &Shape<'_>) -> Result<Command, MachineError> {
+fn base(command: &mut Command, folder: &Path, shape: &Shape<'_>) -> Result<(), MachineError> {
     let bytes = shape.ram.pages() * PAGE_BYTES;
     let own = format!("/proc/{}/fd/{}", std::process::id(), shape.ram.fd().as_raw_fd());
     let of = std::fs::metadata(&own)?;
     let path = |name: &str| folder.join(name).display().to_string();
-    let mut command = Command::new(QEMU);
-    command.current_dir(folder);
-    command.env("LD_PRELOAD", folder.join(LIBRARY));
     command.env("WHIMBREL_RAM", format!("{}:{}", of.dev(), of.ino()));
     command.env("WHIMBREL_SOCKET", folder.join(TELL));
     let mut option = |name: &str, value: String| {
@@ -117,7 +125,7 @@ fn base(folder: &Path, shape: &Shape<'_>) -> Result<Command, MachineError> {
         option("-blockdev", format!("driver=nbd,node-name=disk,{server},discard=unmap"));
         option("-device", format!("{device},drive=disk"));
     }
-    Ok(command)
+    Ok(())
 }
 
 /// Our agent as init, and the port over which it speaks.

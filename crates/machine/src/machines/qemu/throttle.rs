@@ -13,6 +13,9 @@ use whimbrel_model::Nanos;
 /// The largest share that QEMU takes.
 const MOST: f64 = 0.99;
 
+/// Why a QEMU can't be slowed.
+pub(super) const NONE: &str = "this QEMU's program offers its throttle (cpu_throttle_set) to nobody";
+
 /// The throttle of one QEMU.
 pub(super) struct Throttle {
     /// `None`: this QEMU offers none.
@@ -53,7 +56,7 @@ impl Throttle {
     pub(super) fn set(&self, now: Nanos, share: f64) -> Result<(), String> {
         let percent = (share.clamp(0.0, MOST) * 100.0).round();
         let Some(mut told) = self.told.as_ref() else {
-            return Err("this QEMU's program offers its throttle (cpu_throttle_set) to nobody".to_owned());
+            return Err(NONE.to_owned());
         };
         writeln!(told, "throttle {percent}").map_err(|error| format!("QEMU can't be slowed: {error}"))?;
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,6 +64,14 @@ impl Throttle {
         taken.turn(now, runs);
         taken.share = percent / 100.0;
         Ok(())
+    }
+
+    /// Whether there is one.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub(super) fn available(&self) -> Result<(), String> {
+        self.told.as_ref().map(drop).ok_or_else(|| NONE.to_owned())
     }
 
     /// Hears that the vCPUs run from now on, or don't: time in which they don't is not taken.
