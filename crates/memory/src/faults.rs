@@ -67,10 +67,11 @@ impl std::fmt::Debug for MissingPages {
 
 impl MissingPages {
     /// From now on, an access of the guest to a page of `missing` blocks until [`MissingPages::complete`] names it; all
-    /// other pages are mapped before this returns. To be called while no vCPU runs, and before the dirty log is armed.
+    /// other pages are mapped before this returns. To be called while no vCPU runs, and, for a guest within this process, before
+    /// the dirty log is armed.
     ///
     /// # Errors
-    /// `missing` is over another number of pages; the kernel lacks what is needed; the dirty log is armed.
+    /// `missing` is over another number of pages; the kernel lacks what is needed; the dirty log of a guest within this process is armed.
     pub fn begin(ram: Arc<GuestRam>, missing: UnitSet<Page>, on_fault: FaultHandler) -> Result<Arc<Self>> {
         if missing.len() != ram.pages() {
             let bytes = ram.pages() * whimbrel_model::PAGE_BYTES;

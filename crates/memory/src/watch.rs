@@ -9,6 +9,9 @@
 //! | yes | no | write-protection |
 //! | any | yes | missing, minor and write-protection |
 //!
+//! In another process the log may be armed first: nothing is mapped there, and what is protected are the places of pages.
+//! Within this one faults are served first.
+//!
 //! When the last page has come while the log is armed, the registration stays until the log is disarmed, and with it the
 //! thread that answers faults: to unregister would lift the write-protection.
 
@@ -177,9 +180,10 @@ impl Watch {
     pub(crate) fn serve_faults(&self, ram: &GuestRam) -> Result<()> {
         self.uffd.require("serving missing pages", FAULT_FEATURES)?;
         let mut uses = self.uses();
-        if uses.log || uses.faults {
+        // Inside, the entries that are dropped below would take the log's protection with them; outside there are none.
+        if uses.faults || uses.log && !self.is_outside() {
             return Err(MemoryError::OutOfTurn(
-                "missing pages are served once at a time, before the dirty log is armed",
+                "missing pages are served once at a time, and inside before the dirty log is armed",
             ));
         }
         // Asynchronous protection or none: without WP_ASYNC a protected write would wait for an answer.

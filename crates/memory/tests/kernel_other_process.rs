@@ -168,6 +168,35 @@ fn missing_pages_of_another_process_are_served() {
 }
 
 #[test]
+fn a_log_that_was_armed_before_missing_pages_are_served_sees_what_is_written_and_not_what_comes() {
+    let test = "a_log_that_was_armed_before_missing_pages";
+    let Some(guest) = Guest::start(test) else { return };
+    guest.ram.drop_all().unwrap();
+    let mut log = UserfaultLog::over(&guest.ram).unwrap();
+    if or_skip(test, log.arm()).is_none() {
+        return;
+    }
+    guest.ram.host_page(6)[0].store(66, Ordering::Relaxed);
+    let Some((pages, told)) = or_skip(test, kernel::begin(&guest.ram, set(PAGES, 10..PAGES))) else { return };
+    assert_eq!(guest.ask("read", 6), 66);
+    guest.ask("write", 7);
+    for (verb, page) in [("read", 20), ("write", 30)] {
+        guest.tell(verb, page);
+        assert_eq!(told.recv().unwrap(), page);
+        guest.ram.host_page(page)[0].store(5, Ordering::Relaxed);
+        pages.complete(Extent { start: page, count: 1 }).unwrap();
+        guest.answer();
+    }
+    pages.complete(guest.ram.all()).unwrap();
+    pages.finish().unwrap();
+    guest.ask("write", 20);
+    guest.ask("read", 40);
+    assert_eq!(log.take().unwrap(), set(PAGES, [7, 20, 30]));
+    log.disarm().unwrap();
+    guest.ask("write", 50);
+}
+
+#[test]
 fn a_guest_that_dies_is_an_error_or_an_empty_log_and_no_hang() {
     let test = "a_guest_that_dies";
     let Some(mut guest) = Guest::start(test) else { return };

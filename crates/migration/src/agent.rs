@@ -373,8 +373,9 @@ impl Desk {
         movement: &MoveSpec,
         answers: &UnboundedSender<Answer>,
     ) -> Result<Answer, DriverError> {
-        // A reading lies before the request, so that its energy is known.
+        // A reading lies before the request, so that its energy is known, and the end of an earlier check too.
         self.listen(Mark::Source);
+        self.guest.iter_mut().try_for_each(Guest::end_witness)?;
         let (requested, began) = (clock::now(), self.cpu_ns());
         if self.away {
             return Err(DriverError::Protocol("the guest has left this host".to_owned()));
@@ -383,7 +384,6 @@ impl Desk {
         self.recorder = Recorder::new(Mark::Source);
         self.recorder.record_at(requested, Event::Moment { moment: Moment::Requested });
         let nic = self.shared.nic(movement.link);
-        self.guest.iter_mut().try_for_each(Guest::end_witness)?;
         let guest = self.guest.as_ref().ok_or_else(no_guest)?;
         guest.machine.reset_silence();
         let watch = WorkWatch::start(Arc::clone(&guest.machine), self.recorder.clone());

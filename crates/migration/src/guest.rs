@@ -90,7 +90,7 @@ pub(crate) struct Guest {
     /// It began here, on a base image that every host has.
     on_base: bool,
     twin: Option<Twin>,
-    /// What was written since the guest arrived, where all its pages were carried over.
+    /// What was written since the guest arrived, where that is to be asked.
     pub(crate) witness: Option<Witness>,
 }
 
@@ -290,7 +290,7 @@ impl Guest {
             }
             _ if frozen => Vec::new(),
             None => {
-                let why = "pages were left behind at the switchover, or the twin knows all of them".to_owned();
+                let why = "what the guest writes here was not logged".to_owned();
                 return Ok(Answer::NoHashes { why });
             }
             Some(witness) => runs_within(witness.written()?, pages),

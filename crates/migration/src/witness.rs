@@ -1,9 +1,9 @@
 //! All of a guest's RAM, source against destination, at the switchover: for guests of whose RAM the twin knows a part only,
 //! or nothing, because their user brought them. Of those the disk too.
 //!
-//! The destination's writes are logged from before the first page comes, so that no downtime is spent on it. Where all
-//! pages were carried over, a page that was not written since must be what the frozen source holds. The hashes are made
-//! after the measured windows. A page that was written since is left out, and counted: of the workload's the twin knows
+//! The destination's writes are logged from before the first page comes, so that no downtime is spent on it. A page that
+//! was not written since, carried over or left behind, must be what the frozen source holds. The hashes are made after the
+//! measured windows; within them the log costs the guest a fault for the first write to each page. A page that was written since is left out, and counted: of the workload's the twin knows
 //! what they must hold. Blocks are compared likewise: a volume knows what was written since the guest came.
 
 use crate::driver::DriverError;

@@ -63,7 +63,7 @@ pub struct Arrived {
     pub handed_over: bool,
     /// Reads the guest's progress as long as it is kept.
     pub watch: Option<WorkWatch>,
-    /// What has seen every write of the guest here; `None` also where pages were left behind.
+    /// What has seen every write of the guest here, if it was to be asked.
     pub witness: Option<Witness>,
 }
 
@@ -329,8 +329,6 @@ impl Destination {
     /// Sees to it that nobody touches what is missing.
     fn guard(&mut self, pages: UnitSet<Page>, blocks: Option<UnitSet<Block>>) -> Result<(), DriverError> {
         if !pages.is_empty() {
-            // What is left behind can't be compared, and faults are served instead.
-            self.witness.take().map_or(Ok(()), Witness::end)?;
             let inputs = self.inputs.clone();
             let on_fault = move |page, _| drop(inputs.send(DestinationInput::Fault(vec![page])));
             let guarded = MissingPages::begin(Arc::clone(self.machine.ram()), pages, Box::new(on_fault))?;
