@@ -122,13 +122,13 @@ impl Setting {
             let why = format!("the vCPUs of machine {:?} can't be slowed", guest.machine);
             return Err(of_memory.mistake("throttle", &format!("{why}; write \"none\"")));
         }
+        let given = if own.is_some() { BTreeMap::new() } else { of_disk.plain() };
+        let disk = DiskChoice::try_from(given).map_err(|e| of_disk.blame(&e))?;
         if guest.disk.is_none() && !of_disk.plain().is_empty() {
             return Err(
                 of_disk.blame(&"the guest has no disk to move; give it one with guest.disk, or leave [disk] out")
             );
         }
-        let given = if own.is_some() { BTreeMap::new() } else { of_disk.plain() };
-        let disk = DiskChoice::try_from(given).map_err(|e| of_disk.blame(&e))?;
         let disk = guest.disk.filter(|_| own.is_none()).map(|_| disk);
         let of_coordinator = Fields::table(origin, "coordinator", tree)?;
         if own.is_some() && !of_coordinator.plain().is_empty() {
