@@ -21,6 +21,10 @@ use whimbrel_workloads::{BuildContext, WorkloadChoice};
 
 const RAM_BYTES: u64 = 1 << 30;
 
+/// How long a guest runs before it counts as one whose log isn't armed: a page that was protected costs its next write a
+/// fault after the log has ended too, and in this time the guest writes all of them several times.
+const RECOVERY: Duration = Duration::from_millis(1500);
+
 /// Both logs begin to be paid for before the window does.
 const FIRST_WRITES: Duration = Duration::from_millis(100);
 
@@ -63,8 +67,7 @@ fn rate(machine: &dyn Machine, span: Duration) -> f64 {
 /// As [`rate`], for a guest that runs only meanwhile.
 fn rate_alone(machine: &dyn Machine, span: Duration) -> f64 {
     machine.run();
-    // The first heartbeats after a pause tell of the time before it.
-    std::thread::sleep(FIRST_WRITES);
+    std::thread::sleep(RECOVERY);
     let rate = rate(machine, span);
     machine.pause();
     rate
@@ -133,10 +136,13 @@ pub fn qemu_tracking(options: &Options, tally: &mut Tally) -> Outcome {
     tracked.run();
     let mut costs = Vec::new();
     for _ in 0..options.pairs(25) {
+        std::thread::sleep(RECOVERY);
         let before = rate(&*tracked, span / 2);
         let ours = logged_by_us(&*tracked)?;
+        std::thread::sleep(RECOVERY);
+        let between = rate(&*tracked, span / 2);
         let qemus = logged_by_qemu(&tracked)?;
-        let free = (before + rate(&*tracked, span / 2)) / 2.0;
+        let free = (before + between) / 2.0;
         costs.push((1e6 / ours - 1e6 / free, 1e6 / qemus - 1e6 / free));
     }
     tally.enter(&Figure {
