@@ -32,7 +32,8 @@ const COLD_REQUESTS: usize = 512;
 /// The image, and all ways to it.
 struct Ways {
     file: Arc<File>,
-    backend: FileBackend,
+    /// Its mapping keeps pages in the page cache: `None` where they are to be forgotten.
+    backend: Option<FileBackend>,
     runtime: tokio::runtime::Runtime,
     ring: Option<IoUring>,
     random: u64,
@@ -62,7 +63,7 @@ impl Ways {
         let ring = IoUring::new(64).inspect_err(|why| println!("io_uring: SKIPPED: {why}")).ok();
         let backend = FileBackend::open(&path, Access::ReadWrite).expect("the image");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
-        Ways { file: Arc::new(file), backend, runtime, ring, random: 1 }
+        Ways { file: Arc::new(file), backend: Some(backend), runtime, ring, random: 1 }
     }
 
     /// So many offsets, anywhere.
@@ -77,13 +78,12 @@ impl Ways {
     /// Makes these requests at once; `false` if the way refuses them.
     fn make(&mut self, way: Way, kind: Kind, offsets: &[u64], buffers: &mut [Vec<u8>]) -> bool {
         match way {
-            Way::Inline if kind == Kind::Read => offsets
-                .iter()
-                .zip(buffers)
-                .all(|(offset, buffer)| self.backend.try_read_now(*offset, buffer).expect("a read") == Now::Done),
+            Way::Inline if kind == Kind::Read => offsets.iter().zip(buffers).all(|(offset, buffer)| {
+                self.backend.as_ref().expect("it is open").try_read_now(*offset, buffer).expect("a read") == Now::Done
+            }),
             Way::Inline => {
                 let writes: Vec<(u64, &[u8])> = offsets.iter().zip(&*buffers).map(|(o, b)| (*o, &b[..])).collect();
-                self.backend.try_write_many_now(&writes) == writes.len()
+                self.backend.as_ref().expect("it is open").try_write_many_now(&writes) == writes.len()
             }
             Way::Plain => {
                 for (offset, buffer) in offsets.iter().zip(buffers) {
@@ -145,7 +145,8 @@ impl Ways {
     }
 
     /// Leaves nothing of the image in the page cache.
-    fn forget(&self) {
+    fn forget(&mut self) {
+        self.backend = None;
         self.file.sync_all().expect("it is written");
         rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed).expect("the kernel takes advice");
         // Else it reads ahead, and what is asked for next is there.
