@@ -112,7 +112,7 @@ fn blame(fields: &Fields<'_>, error: &BroughtError) -> Mistake {
 }
 
 /// The table with all defaults.
-pub fn resolved(brought: &Brought) -> Value {
+pub fn resolved(brought: &Brought, has_disk: bool) -> Value {
     let time = |time: Duration| Value::from(exact_duration(Nanos::from(time)));
     let mut table = json!({
         "folder": brought.folder,
@@ -128,7 +128,7 @@ pub fn resolved(brought: &Brought) -> Value {
     }
     put("append", brought.append.clone().map(Value::from));
     put("arguments", (!brought.arguments.is_empty()).then(|| json!(brought.arguments)));
-    put("disk_device", brought.image.as_ref().map(|_| brought.disk_device.clone().into()));
+    put("disk_device", has_disk.then(|| brought.disk_device.clone().into()));
     put("ready", brought.ready.clone().map(Value::from));
     if let Some(probe) = &brought.probe {
         put("network_device", Some(brought.network_device.clone().into()));

@@ -212,7 +212,7 @@ impl Guest {
         if let (Some(brought), Some(fields)) = (&self.brought, table.as_object_mut()) {
             // Nothing of ours fills its disk.
             fields.remove("filled");
-            fields.insert("qemu".to_owned(), brought::resolved(brought));
+            fields.insert("qemu".to_owned(), brought::resolved(brought, self.disk.is_some()));
         }
         table
     }

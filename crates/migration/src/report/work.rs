@@ -231,7 +231,10 @@ pub(super) fn guest_gap(events: &[Recorded], timeline: &Timeline<'_>, facts: &Fa
     let (mut longest, left) = silence(Mark::Source).ok_or_else(|| absent("source"))?;
     if timeline.reached(Moment::Resumed) {
         let (there, arrived) = silence(Mark::Destination).ok_or_else(|| absent("destination"))?;
-        // One that was never heard there says only that the gap is longer than the trial.
+        // One that was never heard says only that the gap is longer than the trial.
+        if left.iter().any(|beat| beat.0 == 0) {
+            return Err("the guest was not heard at the source before it left".to_owned());
+        }
         if arrived.iter().any(|beat| beat.0 == 0) {
             return Err("the guest was not heard at the destination before the trial ended".to_owned());
         }
