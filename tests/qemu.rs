@@ -179,10 +179,10 @@ fn qemus_own_copies_of_a_disk_arrive_whole_beside_its_memory() {
     let folder = tempfile::tempdir().unwrap();
     // QEMU before 9.0 loses pages under TCG where RAM is a multiple of 256 KiB: the judge's affair, and not this test's.
     let small = SMALL.replace("144 MiB", "147328 KiB");
-    let guest = "disk = \"32 MiB\"\nfilled = \"16 MiB\"\n";
+    let guest = "disk = \"32 MiB\"\nfilled = \"16 MiB\"\n[workload]\nuse = \"disk-write\"\nrate = \"1 MiB/s\"\n";
     let cells = "[[cell]]\n\"memory.preset\" = \"qemu:precopy\"\n\"disk.preset\" = \"qemu:blockdev-mirror\"\n\
                  [[cell]]\n\"memory.preset\" = \"qemu:postcopy\"\n\"disk.preset\" = \"qemu:blockdev-mirror-write-blocking\"\n";
-    let (output, rows) = run(folder.path(), &format!("{small}{guest}{PACED}{cells}"), None);
+    let (output, rows) = run(folder.path(), &format!("{small}{guest}{cells}"), None);
     assert_eq!((output.status.code(), rows.len()), (Some(0), 2), "{}", String::from_utf8_lossy(&output.stderr));
     let modes = ["qemu:blockdev-mirror", "qemu:blockdev-mirror-write-blocking"];
     for (row, mode) in rows.iter().zip(modes) {
