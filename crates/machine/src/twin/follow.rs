@@ -94,7 +94,7 @@ mod tests {
     use whimbrel_model::content::Content;
     use whimbrel_workloads::{BuildContext, WORKLOADS, WorkloadChoice};
 
-    const SHAPE: Shape = Shape { pages: 1024, sectors: 4096, filled_sectors: 1000, vcpus: 1 };
+    const SHAPE: Shape = Shape { pages: 1024, sectors: 4096, filled_sectors: 1000, vcpus: 2 };
 
     fn vcpu(workload: &str) -> TwinVcpu {
         let table = [("use".to_owned(), workload.into())].into();

@@ -73,7 +73,11 @@ pub struct Guest {
     pub disk: Option<Arc<FileDisk>>,
 }
 
-pub fn plan(table: Value, vcpus: u32, disk: bool) -> Plan {
+pub fn plan(mut table: Value, vcpus: u32, disk: bool) -> Plan {
+    // A mix has at most a part for each vCPU.
+    if let Some(parts) = table.get_mut("parts").and_then(Value::as_array_mut) {
+        parts.truncate(vcpus as usize);
+    }
     let choice = WorkloadChoice::read(&serde_json::from_value(table).unwrap()).unwrap();
     let sectors = if disk { 16_384 } else { 0 };
     let shape = Shape { pages: 2048, sectors, filled_sectors: sectors / 4 + u64::from(disk) * 3, vcpus };
