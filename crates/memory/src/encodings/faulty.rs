@@ -16,7 +16,7 @@ pub(super) const ENTRY: Entry<MakeEncode> = Entry {
         },
         Parameter {
             name: "faulty_page",
-            summary: "the one page that is damaged, by its number, each time that it goes; absent: every n-th",
+            summary: "the one page that is damaged, by its number, each time that it goes; left out: every n-th",
             kind: Kind::Count,
             default: None,
         },
