@@ -268,6 +268,11 @@ impl Volume {
         if self.fresh.is_on() { self.fresh.blocks.peek() } else { UnitSet::full(self.blocks()) }
     }
 
+    /// Whether the guest came from elsewhere, and [`Volume::fresh`] tells what it wrote here.
+    pub fn is_visited(&self) -> bool {
+        self.fresh.is_on()
+    }
+
     /// Fills `buffer` with an extent's blocks for a push: not the guest's access, never waits for a missing block.
     ///
     /// # Errors

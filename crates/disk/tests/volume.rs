@@ -95,11 +95,13 @@ fn a_return_takes_what_is_fresh() {
     let folder = tempfile::tempdir().unwrap();
     let (home, away) = (volume(&folder, "home.raw"), volume(&folder, "away.raw"));
     home.receive(0, &vec![3; 20 * BLOCK_BYTES as usize]).unwrap();
+    assert!(!home.is_visited() && !away.is_visited());
     assert_eq!(home.fresh().count(), BLOCKS, "a guest that came from nowhere has no image elsewhere");
     away.begin_receive(None);
     home.arm();
     copy(&home, &away, &home.fresh());
     away.begin_visit();
+    assert!(away.is_visited());
     home.disarm();
 
     assert!(away.fresh().is_empty());

@@ -92,13 +92,19 @@ pub trait Machine: Send + Sync {
         Err(no_own(own))
     }
 
-    /// After [`Machine::prepare_to_arrive`]: returns when the guest is here and lacks nothing. `resumed` hears of the instant
-    /// at which it began to run here.
+    /// After [`Machine::prepare_to_arrive`]: returns when the guest is here and lacks nothing. Of a disk that moves
+    /// too, `disk_whole` hears before the guest runs here: nothing arrives any more. `resumed` hears of the instant at which
+    /// it began to run here.
     ///
     /// # Errors
     /// It could not be taken in.
-    fn arrive_by_itself(&self, own: &OwnMove, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
-        let _ = resumed;
+    fn arrive_by_itself(
+        &self,
+        own: &OwnMove,
+        disk_whole: &dyn Fn(),
+        resumed: &dyn Fn(Nanos),
+    ) -> Result<(), MachineError> {
+        let _ = (disk_whole, resumed);
         Err(no_own(own))
     }
 

@@ -307,6 +307,9 @@ impl Guest {
         if frozen && volume.is_lent() {
             return no("the disk remains where the guest began");
         }
+        if !frozen && !volume.is_visited() {
+            return no("what the guest writes here was not recorded");
+        }
         let left_out = if frozen { Vec::new() } else { runs_within(&volume.fresh(), blocks) };
         Ok(Answer::Hashes { hashes: witness::block_hashes(volume, blocks)?, left_out })
     }

@@ -132,7 +132,11 @@ impl Comparison {
             "all {}, source to destination at the switchover: {compared} {unit}s, {left}",
             whole.trim_start_matches("the ")
         ));
-        let verdict = if different > 0 { Verdict::Different } else { Verdict::Equal };
+        let verdict = match (compared, different) {
+            (0, _) => Verdict::Skipped,
+            (_, 0) => Verdict::Equal,
+            _ => Verdict::Different,
+        };
         match self.family {
             Family::Memory => word.memory = verdict,
             Family::Disk => word.disk = verdict,
@@ -160,6 +164,19 @@ mod tests {
         );
         all.add(8, &[1, 2], &[1], &[]);
         assert_eq!(all.different, 2, "a page that one side lacks differs");
+    }
+
+    #[test]
+    fn where_all_is_left_out_nothing_is_called_equal() {
+        for family in [Family::Memory, Family::Disk] {
+            let nothing = Comparison::of(family).word();
+            assert_eq!((nothing.memory, nothing.disk), (Verdict::Skipped, Verdict::Skipped));
+            let mut all = Comparison::of(family);
+            all.add(0, &[1, 2, 3], &[4, 5, 6], &[(0, 3)]);
+            let word = all.word();
+            assert_eq!((word.memory, word.disk), (Verdict::Skipped, Verdict::Skipped), "{}", word.scope);
+            assert_eq!((word.compared, word.excluded), (0, 3));
+        }
     }
 
     #[test]

@@ -403,9 +403,14 @@ impl Machine for QemuMachine {
         own::prepare_to_arrive(&self.qmp, self.folder.path(), own)
     }
 
-    fn arrive_by_itself(&self, own: &OwnMove, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
+    fn arrive_by_itself(
+        &self,
+        own: &OwnMove,
+        disk_whole: &dyn Fn(),
+        resumed: &dyn Fn(Nanos),
+    ) -> Result<(), MachineError> {
         let since = self.own_since.load(Ordering::SeqCst);
-        own::arrive(&self.qmp, since, own.disk.is_some(), &|at| {
+        own::arrive(&self.qmp, since, own.disk.as_ref().map(|_| disk_whole), &|at| {
             self.lock().executes = true;
             self.set_runs(true);
             resumed(at);

@@ -63,7 +63,8 @@ impl Desk {
         let thread = std::thread::spawn(move || {
             let _within = runtime.enter();
             if let Some((roles, ends, own)) = own {
-                return arrive_own(&machine, &own, ends, accept_own(&coming, &link, &roles)?, &told);
+                let connections = accept_own(&coming, &link, &roles)?;
+                return arrive_own(&machine, volume.as_deref(), &own, ends, connections, &told);
             }
             let connections = accept_roles(&coming, &link, needs)?;
             let runtime = runtime.clone();

@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use whimbrel_disk::Volume;
 use whimbrel_machine::{Machine, OwnEnds, OwnMove};
 use whimbrel_model::event::Sent;
 use whimbrel_model::strategy::Stage;
@@ -180,12 +181,14 @@ fn record_sent(figures: &Value, disk_bytes: Option<u64>, recorder: &Recorder) {
     record(Family::Memory, sent);
 }
 
-/// Has the hypervisor take a guest in, at the sockets where it waits for it.
+/// Has the hypervisor take a guest in, at the sockets where it waits for it. What it writes to its `volume` from then on is
+/// recorded.
 ///
 /// # Errors
 /// Setup failed; nothing has run here.
 pub fn arrive_own(
     machine: &Arc<dyn Machine>,
+    volume: Option<&Volume>,
     own: &OwnMove,
     ends: OwnEnds<PathBuf>,
     connections: OwnConnections,
@@ -203,7 +206,8 @@ pub fn arrive_own(
         machine.reset_silence();
         *watch.borrow_mut() = Some(WorkWatch::start(Arc::clone(machine), recorder.clone()));
     };
-    let ended = machine.arrive_by_itself(own, &resumed);
+    let disk_whole = || volume.iter().for_each(|volume| volume.begin_visit());
+    let ended = machine.arrive_by_itself(own, &disk_whole, &resumed);
     let watch = watch.into_inner();
     let handed_over = watch.is_some();
     let (ending, word) = match ended {

@@ -305,13 +305,19 @@ pub(super) fn prepare_to_arrive(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Resu
 }
 
 /// Waits until the guest runs here and lacks nothing.
-pub(super) fn arrive(qmp: &Qmp, mark: usize, with_disk: bool, resumed: &dyn Fn(Nanos)) -> Result<(), MachineError> {
-    let end = PATIENCE + LATER + if with_disk { mirror::COPYING } else { Duration::ZERO };
-    if with_disk {
+pub(super) fn arrive(
+    qmp: &Qmp,
+    mark: usize,
+    disk_whole: Option<&dyn Fn()>,
+    resumed: &dyn Fn(Nanos),
+) -> Result<(), MachineError> {
+    let end = PATIENCE + LATER + disk_whole.map_or(Duration::ZERO, |_| mirror::COPYING);
+    if let Some(disk_whole) = disk_whole {
         // The guest has left the source by then, and its copy has ended.
         let came = |event: &Event| status(event) == "completed" || status(event).starts_with("postcopy");
         if !failed(&qmp.wait(mark, end, |event| came(event) || failed(event))?) {
             mirror::take_over(qmp)?;
+            disk_whole();
             qmp.execute("cont", json!({}))?;
         }
     }
