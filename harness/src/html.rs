@@ -274,7 +274,7 @@ fn all_rows(rows: &[Row]) -> String {
             time(r.total_ns),
             r.bytes.total.map_or_else(|| "-".to_owned(), |b| Bytes(b).to_string()),
             r.rounds.len(),
-            r.memory_faults.count,
+            r.memory_faults.map_or_else(|| "-".to_owned(), |faults| faults.count.to_string()),
             class(r.verify.memory == Verdict::Different),
             verdict_word(r.verify.memory),
             class(r.verify.disk == Verdict::Different),

@@ -18,6 +18,9 @@ pub enum MachineError {
     /// A hypervisor, or what it needs, is missing or failed.
     #[error("{0}")]
     Hypervisor(String),
+    /// A hypervisor failed after its guest had begun to run elsewhere, or may have: it must not run here again.
+    #[error("after the guest had left: {0}")]
+    Departed(String),
     /// Guest RAM failed.
     #[error(transparent)]
     Memory(#[from] whimbrel_memory::MemoryError),

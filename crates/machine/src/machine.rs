@@ -75,7 +75,8 @@ pub trait Machine: Send + Sync {
         Err(no_own(own))
     }
 
-    /// After [`Machine::prepare_to_leave`]: returns when the guest has left. After an error it is here, and may be paused.
+    /// After [`Machine::prepare_to_leave`]: returns when the guest has left. After an error it is here, and may be paused; but
+    /// after [`MachineError::Departed`] it may run at the destination, and must not run here.
     ///
     /// # Errors
     /// The migration has failed, or didn't end in time.

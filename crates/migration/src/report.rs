@@ -75,7 +75,7 @@ pub struct Report {
     pub pages: Pages,
     pub blocks: Option<Blocks>,
     pub rounds: Vec<Round>,
-    pub memory_faults: Faults,
+    pub memory_faults: Option<Faults>,
     pub disk_faults: Option<Faults>,
     pub work: Work,
     pub service: Service,
@@ -120,7 +120,9 @@ impl Report {
             pages: Pages::of(events),
             blocks: (facts.disk_bytes > 0).then(|| reasons.unless_given("blocks", || Blocks::of(events))).flatten(),
             rounds: rounds(events),
-            memory_faults: Faults::of(events, Family::Memory, &mut reasons),
+            memory_faults: reasons
+                .unless_given("memory_faults", || ())
+                .map(|()| Faults::of(events, Family::Memory, &mut reasons)),
             disk_faults: (facts.disk_bytes > 0).then(|| Faults::of(events, Family::Disk, &mut reasons)),
             work: Work::of(events, &timeline, facts, &mut reasons),
             service: Service::of(events, &mut reasons),

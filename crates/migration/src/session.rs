@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use whimbrel_disk::{BuildContext as BlocksContext, DiskChoice};
 use whimbrel_energy::HostMeter;
-use whimbrel_machine::OwnMove;
+use whimbrel_machine::{MACHINES, OwnMove};
 use whimbrel_memory::MemoryChoice;
 use whimbrel_model::{Event, Family, Moment, PAGE_BYTES, Recorded};
 use whimbrel_wire::codec::{read_frame, write_frame};
@@ -450,6 +450,9 @@ impl Move<'_> {
         let completed = || (Outcome::Completed, None);
         match (left.as_ref().map(|a| &a.ending), came.as_ref().map(|a| (&a.ending, a.handed_over))) {
             (Ok(Ending::Completed), Ok((Ending::Completed, _))) => completed(),
+            (Ok(Ending::Aborted { reason }), Ok((_, true))) if self.plan.own.is_some() => {
+                (Outcome::Lost, Some(format!("{reason}; but the guest ran at the destination")))
+            }
             (Ok(Ending::Aborted { reason }), there) => {
                 // Where the other end's failure cut the link, the source knows only the cut.
                 let theirs = match there {
@@ -556,7 +559,13 @@ impl Move<'_> {
     fn unmeasured(&self) -> BTreeMap<String, String> {
         if let Some(own) = &self.plan.own {
             let why = "the hypervisor counts the bytes of its copy, as the row's `own` says, and no blocks".to_owned();
-            return own.disk.iter().map(|_| ("blocks".to_owned(), why.clone())).collect();
+            let blocks = own.disk.iter().map(|_| ("blocks".to_owned(), why.clone()));
+            let kind = MACHINES.find(&self.plan.guest.machine).ok();
+            let memory = kind.and_then(|kind| kind.build.own.find(&own.memory).ok());
+            let why = "the hypervisor fetches what a vCPU waits for, and says how often at most, in the row's `own`";
+            let faults =
+                memory.filter(|memory| memory.build.postcopy).map(|_| ("memory_faults".to_owned(), why.to_owned()));
+            return blocks.chain(faults).collect();
         }
         let disk = self.plan.guest.disk.map(|disk| {
             let (blocks, block_bytes) = (disk.bytes / disk.block_bytes, disk.block_bytes);

@@ -28,7 +28,7 @@ use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use whimbrel_disk::Volume;
-use whimbrel_machine::{Machine, OwnEnds, OwnMove};
+use whimbrel_machine::{Machine, MachineError, OwnEnds, OwnMove};
 use whimbrel_model::event::Sent;
 use whimbrel_model::strategy::Stage;
 use whimbrel_model::{Event, Family, Moment, Phase};
@@ -130,10 +130,13 @@ pub fn leave_own(
     recorder.record(Event::Moment { moment: Moment::SetupDone });
     recorder.record(Event::Phase { phase: Phase::Push });
     let left = |ending, own| Left { ending, clock, missing_blocks: None, behind: None, own };
+    control.set_read_timeout(Some(WORD))?;
     let departed = machine.leave_by_itself(own);
     let [_, disk_bytes] = coming.map(|coming| coming.map(Coming::end));
     let departure = match departed {
         Ok(departure) => departure,
+        // It runs there, or nowhere, and what is still on its way may be all that it lacks.
+        Err(error @ MachineError::Departed(_)) => return Ok(left(Ending::Lost { reason: in_words(&error) }, None)),
         Err(error) => {
             sever.iter().for_each(Severer::sever);
             machine.run();
@@ -149,7 +152,6 @@ pub fn leave_own(
     recorder.record(Event::Moment { moment: Moment::HandedOver });
     record_sent(&departure.figures, disk_bytes, recorder);
     recorder.departure(&**machine);
-    control.set_read_timeout(Some(WORD))?;
     let ending = match read_frame::<Word>(&mut &control) {
         Ok((Word::Whole {}, _)) => {
             recorder.record(Event::Moment { moment: Moment::Released });

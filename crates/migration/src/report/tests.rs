@@ -197,9 +197,18 @@ fn waits_are_ranked() {
     let report = Report::from_events(&events, &facts());
     let expected =
         Faults { count: 200, in_flight: 50, sum_ns: 15000, p50_ns: Some(99), p99_ns: Some(198), max_ns: Some(199) };
-    assert_eq!(report.memory_faults, expected);
+    assert_eq!(report.memory_faults, Some(expected));
     assert_eq!(report.disk_faults, Some(Faults::default()));
     assert_eq!(report.reasons["disk_faults.p99_ns"], "no request fetched what was not already on its way");
+}
+
+#[test]
+fn waits_that_nobody_measured_are_none() {
+    let mut facts = facts();
+    facts.unmeasured.insert("memory_faults".to_owned(), "nobody saw them".to_owned());
+    let report = Report::from_events(&moved(), &facts);
+    assert_eq!((report.memory_faults, &*report.reasons["memory_faults"]), (None, "nobody saw them"));
+    assert!(!report.reasons.contains_key("memory_faults.p50_ns"));
 }
 
 /// A control run that does a unit and ten operations a millisecond.

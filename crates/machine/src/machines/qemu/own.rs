@@ -235,23 +235,44 @@ pub(super) fn prepare_to_leave(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Resul
 pub(super) fn leave(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Result<Departure, MachineError> {
     let disk = own.disk.as_deref().map(mirror::find).transpose()?;
     let copy = disk.map(|disk| Mirror::begin(qmp, &disk_meeting(folder), disk)).transpose()?;
-    let left = migrate(qmp, folder, own, copy.as_ref());
+    let mark = qmp.mark();
+    let left = migrate(qmp, mark, folder, own, copy.as_ref()).map_err(|error| match error {
+        error @ MachineError::Departed(_) => error,
+        error if has_left(qmp, mark) => MachineError::Departed(error.to_string()),
+        error => error,
+    });
     if let (Err(_), Some(copy)) = (&left, &copy) {
         copy.give_up();
+    }
+    if matches!(left, Err(MachineError::Departed(_))) && runs(qmp) {
+        // Where QEMU has let the guest go on by itself, it would be on both sides.
+        let _ = qmp.execute("stop", json!({}));
     }
     left
 }
 
-fn migrate(qmp: &Qmp, folder: &Path, own: &OwnMove, copy: Option<&Mirror<'_>>) -> Result<Departure, MachineError> {
+/// Whether the guest has begun to run at the destination, or may have.
+fn has_left(qmp: &Qmp, mark: usize) -> bool {
+    let left = |event: &Event| status(event) == "completed" || status(event).starts_with("postcopy");
+    qmp.wait(mark, Duration::ZERO, left).is_ok()
+}
+
+fn migrate(
+    qmp: &Qmp,
+    mark: usize,
+    folder: &Path,
+    own: &OwnMove,
+    copy: Option<&Mirror<'_>>,
+) -> Result<Departure, MachineError> {
     let (own, parameters) = find(own)?;
-    let mark = qmp.mark();
     qmp.execute("migrate", uri(&meeting(folder)))?;
+    let mut begun = false;
     if own.postcopy {
         let passes = Some(parameters.count(PASSES.name));
         let ready = |event: &Event| event.name == "MIGRATION_PASS" && event.raw["data"]["pass"].as_u64() > passes;
         wait(qmp, mark, |event| ready(event) || ended(event))?;
         // It may have ended by itself meanwhile, and then there is nothing to begin.
-        let _ = qmp.execute("migrate-start-postcopy", json!({}));
+        begun = qmp.execute("migrate-start-postcopy", json!({})).is_ok();
     }
     let copied = copy.map(|copy| {
         let held = wait(qmp, mark, |event| status(event) == HELD || ended(event))?;
@@ -263,7 +284,10 @@ fn migrate(qmp: &Qmp, folder: &Path, own: &OwnMove, copy: Option<&Mirror<'_>>) -
         Ok::<_, MachineError>(Some(copied))
     });
     let (disk_whole, job) = copied.transpose()?.flatten().unzip();
-    let end = wait(qmp, mark, ended)?;
+    let end = match begun {
+        true => qmp.wait(mark, PATIENCE, ended).map_err(|error| MachineError::Departed(error.to_string()))?,
+        false => wait(qmp, mark, ended)?,
+    };
     let mut figures = qmp.execute("query-migrate", json!({}))?;
     if status(&end) != "completed" {
         let why = figures["error-desc"].as_str().unwrap_or("QEMU doesn't say why");
@@ -276,11 +300,15 @@ fn migrate(qmp: &Qmp, folder: &Path, own: &OwnMove, copy: Option<&Mirror<'_>>) -
     Ok(Departure { paused: stopped.at, disk_whole, figures })
 }
 
-/// Waits for what a migration tells; one that takes too long is cancelled.
+/// Waits for what a migration tells; one that takes too long is cancelled, unless the guest has left by then.
 fn wait(qmp: &Qmp, mark: usize, wanted: impl Fn(&Event) -> bool) -> Result<Event, MachineError> {
     match qmp.wait(mark, PATIENCE, wanted) {
         Err(_) if qmp.closed().is_none() => {
-            qmp.execute("migrate_cancel", json!({}))?;
+            if !has_left(qmp, mark) {
+                qmp.execute("migrate_cancel", json!({}))?;
+                // It may have come to its end first.
+                let _ = qmp.wait(mark, LATER, ended);
+            }
             let why = format!("QEMU's migration had not ended after {} s", PATIENCE.as_secs());
             Err(MachineError::Hypervisor(why))
         }
@@ -341,7 +369,8 @@ fn ended(event: &Event) -> bool {
 }
 
 fn failed(event: &Event) -> bool {
-    ["failed", "cancelled"].contains(&status(event))
+    // From a post-copy that has come to a halt it would go on only over streams that nobody connects anew.
+    ["failed", "cancelled", "postcopy-paused"].contains(&status(event))
 }
 
 #[cfg(test)]
@@ -349,6 +378,36 @@ mod tests {
     use super::super::qmp::tests::{GREETING, monitor};
     use super::*;
     use std::collections::BTreeMap;
+
+    /// What becomes of a post-copy of which QEMU says these lines once it was begun.
+    fn after_the_beginning(lines: &'static str) -> MachineError {
+        let done = "{\"return\": {}}";
+        let pass = r#"{"event": "MIGRATION_PASS", "data": {"pass": 2}}"#;
+        let moved: &str = Box::leak(format!("{pass}\n{done}").into_boxed_str());
+        let figures = r#"{"return": {"status": "failed", "error-desc": "the stream was cut"}}"#;
+        let stands = r#"{"return": {"running": false}}"#;
+        let said = [GREETING, done, moved, lines, figures, stands, done];
+        let qmp = monitor(Box::leak(Box::new(said))).unwrap();
+        let memory = "qemu:postcopy".to_owned();
+        let own = OwnMove { memory, parameters: BTreeMap::new(), disk: None };
+        leave(&qmp, Path::new("/"), &own).unwrap_err()
+    }
+
+    #[test]
+    fn a_guest_whose_postcopy_fails_once_it_has_left_is_not_here_any_more() {
+        let active = r#"{"event": "MIGRATION", "data": {"status": "postcopy-active"}}"#;
+        for end in ["postcopy-paused", "failed"] {
+            let end = format!(r#"{{"event": "MIGRATION", "data": {{"status": "{end}"}}}}"#);
+            let lines = format!("{{\"return\": {{}}}}\n{active}\n{end}");
+            let error = after_the_beginning(lines.leak());
+            assert!(matches!(error, MachineError::Departed(_)), "{error:?}");
+            assert!(error.to_string().contains("the stream was cut"), "{error}");
+        }
+        // It has not begun to run there: it is for the source to let it go on.
+        let error =
+            after_the_beginning("{\"return\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}");
+        assert!(matches!(error, MachineError::Hypervisor(_)), "{error:?}");
+    }
 
     #[test]
     fn a_qemu_without_a_capability_is_told_by_its_version() {
