@@ -13,6 +13,9 @@
 //! An intent for regions of which every block lacks says nothing new, so it is made for a stretch of them at once: what is
 //! pushed in order costs a durable record a stretch. Checkpoints are made after every stretch that has arrived.
 //!
+//! Where the image can't be flushed, what of the host's cache is lost isn't told, and the next flush may succeed as if nothing
+//! had been: every block then counts as lacking until it arrives again.
+//!
 //! A copy stands for a point in its disk's history, of which whoever keeps the copy tells ([`CopyRecord::about`]). That a
 //! block is here says that it is as it was sent last; that it has not been written since, only its source knows.
 
@@ -147,13 +150,16 @@ impl CopyRecord {
     /// Writes down what has arrived, once `flush` has made the image durable. `clean`: it is the last.
     ///
     /// # Errors
-    /// `flush` failed or the record can't be written; it then stands for less than is here.
+    /// `flush` failed, after which every block counts as lacking; or the record can't be written, which then stands for less
+    /// than is here.
     pub fn checkpoint(&self, clean: bool, flush: impl Fn() -> io::Result<()>) -> io::Result<()> {
         // Most of it while others go on storing; what comes meanwhile is little.
-        flush()?;
+        let most = flush();
         self.arrived.store(0, SeqCst);
         self.file.checkpoint(clean, || {
-            flush()?;
+            // Only here, while nobody stores: what is being stored would count as here afterwards.
+            let flushed = most.and_then(|()| flush());
+            flushed.inspect_err(|_| self.lacking.mark(Extent { start: 0, count: self.lacking.len() }))?;
             Ok(self.lacking.peek())
         })
     }

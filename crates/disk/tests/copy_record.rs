@@ -1,7 +1,7 @@
 //! The record of a copy: after a crash, of the process or of the host, no block counts as here that isn't, as it was sent last.
 
 use proptest::prelude::*;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 use whimbrel_disk::CopyRecord;
 use whimbrel_model::{Block, Extent, UnitSet};
@@ -20,11 +20,28 @@ struct Image {
     durable: Vec<u64>,
 }
 
+impl Image {
+    fn flush(&mut self, fails_after: &Cell<Option<u8>>, failed: &Cell<bool>) -> std::io::Result<()> {
+        let left = fails_after.take();
+        if left == Some(0) {
+            self.cached = self.durable.clone();
+            failed.set(true);
+            return Err(std::io::Error::other("the device failed"));
+        }
+        fails_after.set(left.map(|left| left - 1));
+        self.durable = self.cached.clone();
+        Ok(())
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     Arrive(Extent),
     /// The image takes a part of it, and fails.
     Fail(Extent),
+    /// Of the flushes from now on, the one after so many fails, and what it should have made durable is gone. The host tells
+    /// of that once.
+    FlushFails(u8),
     Checkpoint,
 }
 
@@ -37,6 +54,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         12 => extents().prop_map(Act::Arrive),
         1 => extents().prop_map(Act::Fail),
+        1 => (0u8..4).prop_map(Act::FlushFails),
         2 => Just(Act::Checkpoint),
     ];
     prop::collection::vec(act, 1..40)
@@ -44,6 +62,13 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 
 fn open(path: &Path) -> CopyRecord {
     CopyRecord::open(path, BLOCKS, BLOCK).unwrap().expect("it is whole")
+}
+
+/// The first block that counts as here and isn't as it was acknowledged last.
+fn stale(record: &CopyRecord, image: &Image, sent: &[Option<u64>]) -> Option<u64> {
+    let lacking = record.lacking();
+    let is_stale = |block: &u64| Some(image.cached[*block as usize]) != sent[*block as usize];
+    (0..BLOCKS).filter(|block| !lacking.contains(*block)).find(is_stale)
 }
 
 proptest! {
@@ -70,15 +95,9 @@ proptest! {
         for acts in [acts, again] {
             let record = open(&path);
             prop_assert_eq!(record.about(), ABOUT);
-            for block in (0..BLOCKS).filter(|block| !record.lacking().contains(*block)) {
-                let held = image.borrow().cached[block as usize];
-                prop_assert_eq!(Some(held), sent[block as usize], "block {}", block);
-            }
-            let flush = || {
-                let mut image = image.borrow_mut();
-                image.durable = image.cached.clone();
-                Ok(())
-            };
+            prop_assert_eq!(stale(&record, &image.borrow(), &sent), None);
+            let (fails_after, failed) = (Cell::new(None), Cell::new(false));
+            let flush = || image.borrow_mut().flush(&fails_after, &failed);
             for act in acts {
                 number += 1;
                 match act {
@@ -87,8 +106,9 @@ proptest! {
                             extent.indices().for_each(|block| image.borrow_mut().cached[block as usize] = number);
                             Ok(())
                         };
-                        record.storing(extent, store, flush).unwrap();
-                        extent.indices().for_each(|block| sent[block as usize] = Some(number));
+                        let stored = record.storing(extent, store, flush);
+                        prop_assert_eq!(stored.is_err(), failed.take());
+                        extent.indices().for_each(|block| sent[block as usize] = stored.is_ok().then_some(number));
                     }
                     Act::Fail(extent) => {
                         let store = || {
@@ -99,8 +119,12 @@ proptest! {
                         extent.indices().for_each(|block| sent[block as usize] = None);
                         prop_assert!(record.lacking().count_in(extent) == extent.count);
                     }
-                    Act::Checkpoint => record.checkpoint(false, flush).unwrap(),
+                    Act::FlushFails(after) => fails_after.set(Some(after)),
+                    Act::Checkpoint => {
+                        prop_assert_eq!(record.checkpoint(false, flush).is_err(), failed.take());
+                    }
                 }
+                prop_assert_eq!(stale(&record, &image.borrow(), &sent), None);
             }
             // No orderly end. Where the power goes, some of what was not flushed is gone.
             if loses_power {
@@ -113,9 +137,7 @@ proptest! {
             }
         }
         let record = open(&path);
-        for block in (0..BLOCKS).filter(|block| !record.lacking().contains(*block)) {
-            prop_assert_eq!(Some(image.borrow().cached[block as usize]), sent[block as usize], "block {}", block);
-        }
+        prop_assert_eq!(stale(&record, &image.borrow(), &sent), None);
     }
 }
 
