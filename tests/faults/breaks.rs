@@ -118,7 +118,7 @@ fn judge(trip: &Trip, proxy: &Proxy, act: Act, pair: &Pair) -> Result<(), String
         Act::CutAll | Act::CutOne if proxy.crossed("resumed") => &[Completed, Lost],
         // It may lie unheard behind the end of another connection: then the hosts' meeting decides for the source.
         Act::CutAll | Act::CutOne if told => &[Completed, Lost, Aborted],
-        Act::CutAll | Act::CutOne => &[Aborted],
+        Act::CutAll | Act::CutOne | Act::CutOneAndTheNext => &[Aborted],
         Act::Kill(pid) if pid == pair.source.pid() && told => &[Completed, Lost],
         Act::Kill(pid) if pid == pair.source.pid() => &[Lost],
         Act::Kill(_) if told || said => &[Lost, Undecided],

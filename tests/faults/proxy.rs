@@ -55,6 +55,8 @@ pub enum Act {
     CutAll,
     /// The connection on which the point lies ends.
     CutOne,
+    /// As `CutOne`, and of the connections that are made afterwards the first is ended at once.
+    CutOneAndTheNext,
     /// A process is killed.
     Kill(rustix::process::Pid),
     /// Nothing passes on any connection for this time.
@@ -75,6 +77,8 @@ struct State {
     fired: Option<BTreeSet<&'static str>>,
     /// No other connection is let through.
     closed: bool,
+    /// The next one isn't.
+    refuses: bool,
     crossed: BTreeSet<&'static str>,
     streams: Vec<TcpStream>,
 }
@@ -84,13 +88,17 @@ impl Proxy {
     pub fn start(destination: SocketAddr, point: Point, act: Act) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = State { point, act, fired: None, closed: false, crossed: BTreeSet::new(), streams: Vec::new() };
+        let (crossed, streams) = (BTreeSet::new(), Vec::new());
+        let state = State { point, act, fired: None, closed: false, refuses: false, crossed, streams };
         let shared = Arc::new(Mutex::new(state));
         let theirs = Arc::clone(&shared);
         std::thread::spawn(move || {
             while let Ok((from, _)) = listener.accept() {
                 if lock(&theirs).closed {
                     return;
+                }
+                if std::mem::take(&mut lock(&theirs).refuses) {
+                    continue;
                 }
                 // A destination that was killed takes nobody in: dropping the stream says so.
                 let Ok(to) = TcpStream::connect(destination) else { continue };
@@ -234,7 +242,10 @@ impl Way {
                 return passed;
             }
             Act::CutAll => cut_all(&mut state),
-            Act::CutOne => [&self.input, &self.output].into_iter().for_each(|s| _ = s.shutdown(Shutdown::Both)),
+            Act::CutOne | Act::CutOneAndTheNext => {
+                state.refuses = state.act == Act::CutOneAndTheNext;
+                [&self.input, &self.output].into_iter().for_each(|s| _ = s.shutdown(Shutdown::Both));
+            }
             Act::Kill(pid) => {
                 // What it had said and what lay on its way is gone with it.
                 rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();

@@ -203,6 +203,51 @@ fn a_guest_returns_to_the_disk_that_it_left_whatever_became_of_that_hosts_agent(
 }
 
 #[test]
+fn a_guest_that_has_returned_to_where_it_began_takes_all_of_its_disk_to_a_host_that_has_no_copy_any_more() {
+    let place = Place::new();
+    let (source, destination) = place.agents();
+    let (here, there) = (Desk::at(source.address), Desk::at(destination.address));
+    let mut spec = guest(1, 2, light());
+    spec.disk.iter_mut().for_each(|disk| disk.base_shared = true);
+    here.begin(&spec);
+    let out = recorded(json!({}), &[]);
+    let missing = completed(&carry(&here, &there, destination.address, &spec, &out));
+    assert!(missing < BLOCKS, "the base image is there: {missing} blocks");
+    let back = recorded(json!({}), &[out.session]);
+    completed(&carry(&there, &here, source.address, &spec, &back));
+    // Nothing was kept there when its agent ended.
+    destination.end();
+    assert_eq!(files(place.destination.path(), "img").len(), 0);
+    let destination = Agent::start(place.destination.path());
+    let there = Desk::at(destination.address);
+    let again = recorded(json!({}), &[out.session, back.session]);
+    assert_eq!(completed(&carry(&here, &there, destination.address, &spec, &again)), BLOCKS);
+    judged(&there, &here);
+}
+
+#[test]
+fn a_copy_stays_where_the_machine_for_it_cannot_be_made() {
+    let place = Place::new();
+    let (source, destination) = place.agents();
+    let (here, spec) = (Desk::at(source.address), guest(1, 2, light()));
+    here.begin(&spec);
+    let first = recorded(json!({"strategy": "faulty", "rounds": 1}), &[]);
+    carry(&here, &Desk::at(destination.address), destination.address, &spec, &first);
+    destination.end();
+    let destination = Agent::start(place.destination.path());
+    let there = Desk::at(destination.address);
+    let second = recorded(json!({}), &[first.session]);
+    let unknown = GuestSpec { machine: "nonesuch".to_owned(), ..spec.clone() };
+    there.refused(&Command::Receive { spec: unknown, movement: second.clone() });
+    for kind in ["img", "copy"] {
+        assert_eq!(files(place.destination.path(), kind).len(), 1, "{kind}");
+    }
+    let missing = completed(&carry(&here, &there, destination.address, &spec, &second));
+    assert!(missing < BLOCKS / 2, "{missing} blocks");
+    judged(&there, &here);
+}
+
+#[test]
 fn what_a_killed_host_leaves_is_removed_when_it_starts_again_and_an_orderly_end_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let agent = Agent::start(folder.path());
@@ -237,6 +282,24 @@ fn a_trial_makes_another_attempt_where_the_link_breaks() {
     assert_eq!(trips[0].missing_blocks, Some(BLOCKS));
     assert!(trips[1].missing_blocks < Some(BLOCKS), "{:?}", trips[1].missing_blocks);
     let report = Report::from_events(&trips[1].events, &trips[1].facts);
+    assert_eq!((report.verify.memory, report.verify.disk), (Verdict::Equal, Verdict::Equal), "{report:#?}");
+}
+
+#[test]
+fn an_attempt_that_fails_in_its_setup_leaves_the_copy_to_the_next() {
+    let pair = Pair::start();
+    let point = Point::Bytes(Lane::DiskPush, Toward::Destination, 7 << 20);
+    let proxy = Proxy::start(pair.destination.address, point, Act::CutOneAndTheNext);
+    let mut plan = plan(guest(1, 2, light()), json!({}), json!({}));
+    plan.source_link.egress_bytes_per_s = Some(60e6);
+    plan.attempts = 3;
+    let trips = crate::support::run(&pair.hosts_through(proxy.address), &plan).unwrap();
+    let of: Vec<_> =
+        trips.iter().map(|trip| (trip.attempt, trip.facts.outcome, trip.missing_blocks.is_some())).collect();
+    let aborted = Some(Outcome::Aborted);
+    assert_eq!(of, [(0, aborted, true), (1, aborted, false), (2, Some(Outcome::Completed), true)]);
+    assert!(trips[2].missing_blocks < Some(BLOCKS), "{:?}", trips[2].missing_blocks);
+    let report = Report::from_events(&trips[2].events, &trips[2].facts);
     assert_eq!((report.verify.memory, report.verify.disk), (Verdict::Equal, Verdict::Equal), "{report:#?}");
 }
 

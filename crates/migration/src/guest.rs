@@ -87,7 +87,7 @@ pub(crate) struct Guest {
     pub(crate) behind: Mutex<Option<Behind>>,
     /// This host's agent is ending: what is recorded stays.
     ending: Arc<AtomicBool>,
-    /// It began here, on a base image that every host has.
+    /// It began here, on a base image that every host has, and hasn't been away.
     on_base: bool,
     twin: Option<Twin>,
     /// What was written since the guest arrived, where that is to be asked.
@@ -134,7 +134,9 @@ impl Guest {
             }
             build_machine(&spec, begin, &ram, &volume)
         });
-        let machine = machine.inspect_err(|_| volume.iter().for_each(|volume| remove_image(volume)))?;
+        // A copy that was here before stays, with its record: another attempt may use it.
+        let unused = || volume.iter().filter(|_| is_new).for_each(|volume| remove_image(volume));
+        let machine = machine.inspect_err(|_| unused())?;
         Ok(Guest {
             spec,
             machine,
@@ -214,11 +216,13 @@ impl Guest {
     /// As [`Guest::make`].
     pub(crate) fn expect_return(&mut self, begin: Begin) -> Result<(), DriverError> {
         self.machine.stop();
+        // What is fresh when it is back is what it has written since, and no longer all that differs from the base image.
+        self.on_base = false;
         self.machine = build_machine(&self.spec, begin, &self.ram, &self.volume)?;
         Ok(())
     }
 
-    /// Whether any host has the disk as it was when the guest began here.
+    /// Whether any host has the disk as it was when the guest began here, and what was written since is known.
     pub(crate) fn is_on_base(&self) -> bool {
         self.on_base
     }

@@ -412,8 +412,9 @@ impl Move<'_> {
             std::thread::sleep(self.plan.tail);
         }
         let mut trip = self.gather(here, there, &left, &came, outcome, (out, back));
-        if !met {
-            // Whatever became of the guest's place there, it isn't needed.
+        if !met && earlier.is_empty() {
+            // Nothing was there yet: what another attempt begins with is new again, and so on the base image, if there is one.
+            // What earlier moves have left there it needs.
             let _ = there.done(&Command::Discard {});
         }
         trip.missing_blocks = left.as_ref().ok().and_then(|a| a.missing_blocks);
