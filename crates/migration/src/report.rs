@@ -78,6 +78,8 @@ pub struct Report {
     pub memory_faults: Option<Faults>,
     pub disk_faults: Option<Faults>,
     pub work: Work,
+    /// Not in rows of before there were brought guests.
+    #[serde(default)]
     pub service: Service,
     pub offered: Offered,
     pub cpu: Cpu,
