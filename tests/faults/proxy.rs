@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +69,7 @@ pub struct Proxy {
     /// Where the source finds it.
     pub address: SocketAddr,
     shared: Arc<Mutex<State>>,
+    told: Mutex<Receiver<()>>,
 }
 
 struct State {
@@ -75,6 +77,8 @@ struct State {
     act: Act,
     /// The point was reached; the messages that had crossed by then.
     fired: Option<BTreeSet<&'static str>>,
+    /// Who waits for that hears of it.
+    tells: Sender<()>,
     /// No other connection is let through.
     closed: bool,
     /// The next one isn't.
@@ -89,7 +93,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (crossed, streams) = (BTreeSet::new(), Vec::new());
-        let state = State { point, act, fired: None, closed: false, refuses: false, crossed, streams };
+        let (tells, told) = channel();
+        let state = State { point, act, fired: None, tells, closed: false, refuses: false, crossed, streams };
         let shared = Arc::new(Mutex::new(state));
         let theirs = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -106,12 +111,18 @@ impl Proxy {
                 std::thread::spawn(move || relay(from, to, &shared));
             }
         });
-        Proxy { address, shared }
+        Proxy { address, shared, told: Mutex::new(told) }
     }
 
     /// Whether the point was reached.
     pub fn fired(&self) -> bool {
         lock(&self.shared).fired.is_some()
+    }
+
+    /// Returns once the point was reached and the act is done.
+    pub fn wait_until_fired(&self) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).recv().unwrap();
+        assert!(self.fired());
     }
 
     /// Whether that message had crossed when the point was reached.
@@ -232,6 +243,8 @@ impl Way {
             state.crossed.extend(&said);
         }
         state.fired = Some(state.crossed.clone());
+        // Mostly nobody waits.
+        let _ = state.tells.send(());
         // Under the lock: nothing else passes between the point and the act.
         let passed = self.output.write_all(&piece[..length]).is_ok();
         match state.act {

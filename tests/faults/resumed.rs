@@ -317,9 +317,7 @@ fn a_trial_waits_for_a_destination_that_was_killed_and_starts_again() {
     plan.attempts = 2;
     let (folder, watched) = (place.destination.path().to_owned(), Arc::clone(&proxy));
     let restarted = std::thread::spawn(move || {
-        while !watched.fired() {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        watched.wait_until_fired();
         drop(destination);
         Agent::restart(&folder, address)
     });
