@@ -3,7 +3,7 @@
 use crate::choose::{Clock, pace};
 use crate::counter::Counter;
 use crate::meter::{Meter, Reading, Unmeasured};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use whimbrel_model::Nanos;
@@ -49,9 +49,9 @@ impl Sampler {
                 // A reader that was kept from running reads again from now on, and not once for each missed turn.
                 let now = clock();
                 next = next.plus(every.into()).max(now);
-                match asked.recv_timeout(Duration::from(next.since(now))) {
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => break,
+                match wait(&asked, next, clock) {
+                    Err(TryRecvError::Empty) => {}
+                    Err(TryRecvError::Disconnected) => break,
                     Ok(answer) => {
                         read();
                         // Who asked may have gone.
@@ -68,9 +68,27 @@ impl Sampler {
     pub fn read_now(&self) {
         let (answer, answered) = channel();
         if self.ask.as_ref().is_some_and(|ask| ask.send(answer).is_ok()) {
+            self.wake();
             // A thread that has panicked has told of that itself.
             let _ = answered.recv();
         }
+    }
+
+    fn wake(&self) {
+        self.thread.iter().for_each(|thread| thread.thread().unpark());
+    }
+}
+
+/// Waits until somebody asks or goes, or until an instant, which is empty. Parked and not in the channel's own wait: that one
+/// looks and yields for a while before it sleeps, which a hundred times a second is most of what a reader costs.
+fn wait(asked: &Receiver<Sender<()>>, until: Nanos, clock: Clock) -> Result<Sender<()>, TryRecvError> {
+    loop {
+        let said = asked.try_recv();
+        let left = until.since(clock());
+        if !matches!(said, Err(TryRecvError::Empty)) || left == Nanos(0) {
+            return said;
+        }
+        std::thread::park_timeout(left.into());
     }
 }
 
@@ -108,6 +126,7 @@ fn sample(meter: &mut dyn Meter, counters: &mut [Counter], clock: Clock) -> Tota
 impl Drop for Sampler {
     fn drop(&mut self) {
         drop(self.ask.take());
+        self.wake();
         if let Some(thread) = self.thread.take() {
             // A panic there is a bug that its own message has told of.
             let _ = thread.join();
