@@ -3,6 +3,7 @@
 mod energy;
 mod receive;
 
+use crate::answers::tell;
 use crate::commands::{Account, Answer, Command, GuestSpec, LinkSpec, MoveSpec};
 use crate::copies;
 use crate::core::Ending;
@@ -29,7 +30,7 @@ use whimbrel_energy::Place;
 use whimbrel_machine::Begin;
 use whimbrel_model::event::Mark;
 use whimbrel_model::{ByteRate, Event, Extent, Moment, Nanos};
-use whimbrel_wire::codec::{read_frame_async, write_frame_async};
+use whimbrel_wire::codec::read_frame_async;
 use whimbrel_wire::hello::accept_async;
 use whimbrel_wire::{Nic, Refusal, RefusalCode, Role, Token, clock};
 
@@ -211,7 +212,7 @@ async fn coordinate(mut stream: TcpStream, shared: Arc<Shared>, mut ended: tokio
         loop {
             tokio::select! {
                 answer = given.recv() => match answer {
-                    Some(answer) if write_frame_async(&mut stream, &answer, &[]).await.is_ok() => {}
+                    Some(answer) if tell(&mut stream, &answer).await.is_ok() => {}
                     _ => break,
                 },
                 () = hung_up(&stream) => break,

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+mod answers;
 pub mod commands;
 pub mod coordinator;
 mod coordinators;

@@ -363,7 +363,7 @@ impl Move<'_> {
         let powers = self.control.map(|c| &c.powers[self.trip as usize % 2]);
         let (energies, energy) = energy::gather(here, there, powers);
         events.extend(energies);
-        let (mut outcome, mut reason, mut alive) = (outcome, reason, None);
+        let (mut outcome, mut reason, mut alive, mut ended_there) = (outcome, reason, None, false);
         if matches!(outcome, Outcome::Completed | Outcome::Aborted) {
             match stop(if at_destination { there } else { here }) {
                 Ok(stopped) => {
@@ -372,6 +372,7 @@ impl Move<'_> {
                 }
                 // It should have run, and does not: its disk failed, or its host is gone.
                 Err(error) => {
+                    ended_there = at_destination && matches!(error, SessionError::Refused { .. });
                     outcome = Outcome::Lost;
                     let before = reason.map_or(String::new(), |reason| format!("{reason}; then "));
                     reason = Some(format!("{before}{}", in_words(&error)));
@@ -402,7 +403,7 @@ impl Move<'_> {
             ],
             cpu: Cpu { source_ns: source.map(|a| a.cpu_ns), destination_ns: destination.map(|a| a.cpu_ns) },
             energy,
-            verify: self.verify(here, there, outcome),
+            verify: self.verify(here, there, outcome, ended_there),
             control: self.control.map(|c| c.run.clone()),
             offered: self.control.map(|c| c.offered).unwrap_or_default(),
             alive,

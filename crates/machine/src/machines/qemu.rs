@@ -377,6 +377,9 @@ impl Machine for QemuMachine {
         if frozen {
             return Ok(None);
         }
+        if let Some(why) = self.failure() {
+            return Err(MachineError::Hypervisor(why));
+        }
         let agent = self.inside.agent()?;
         self.go_on()?;
         let frozen = agent.freeze(FREEZE, &|| self.ended());

@@ -1,13 +1,14 @@
 //! The two hosts of a run, and what the coordinator asks their agents.
 
 use super::energy;
+use crate::answers::hear;
 use crate::commands::{Answer, Command};
 use crate::core::Progress;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use whimbrel_energy::HostMeter;
-use whimbrel_wire::codec::{read_frame, write_frame};
+use whimbrel_wire::codec::write_frame;
 use whimbrel_wire::hello::offer;
 use whimbrel_wire::{Hello, Role, SessionId, Token, WireError};
 
@@ -127,7 +128,7 @@ impl Agent {
         let mut stream: &TcpStream = &self.stream;
         write_frame(&mut stream, command, &[]).map_err(failed)?;
         loop {
-            match read_frame::<Answer>(&mut stream).map_err(failed)?.0 {
+            match hear(&mut stream).map_err(failed)? {
                 Answer::Progress { progress: how_far } => progress(how_far),
                 Answer::Refused { reason } => return Err(SessionError::Refused { host: self.host, reason }),
                 answer => return Ok(answer),

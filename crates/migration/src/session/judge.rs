@@ -9,8 +9,9 @@ use whimbrel_machine::{Verdict, Verification};
 use whimbrel_model::{Family, PAGE_BYTES};
 
 impl Move<'_> {
-    /// The twin's word: on the frozen source, and on the guest at the end.
-    pub(super) fn verify(&self, here: &mut Agent, there: &mut Agent, outcome: Outcome) -> Verify {
+    /// The twin's word: on the frozen source, and on the guest at the end. Of a guest that a hypervisor's own migration has
+    /// moved, as both its ends say, and that has `ended_there`, the judge is asked too: its twin goes on.
+    pub(super) fn verify(&self, here: &mut Agent, there: &mut Agent, outcome: Outcome, ended_there: bool) -> Verify {
         let skipped = |why: &str| Verify { scope: format!("not compared: {why}"), ..Verify::default() };
         if !self.plan.verify {
             return skipped("the experiment asks for no check");
@@ -43,6 +44,7 @@ impl Move<'_> {
                 words.push(end);
             }
             Outcome::Aborted => words.push(ask(here)),
+            Outcome::Lost if ended_there && self.plan.own.is_some() => words.push(ask(there)),
             _ => return skipped("the guest is whole nowhere"),
         }
         let mut verify = Verify::default();
