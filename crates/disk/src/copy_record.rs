@@ -26,6 +26,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, PoisonError};
 use whimbrel_model::{Block, Extent, UnitSet};
 use whimbrel_nbd::Now;
 
@@ -42,6 +43,8 @@ pub struct CopyRecord {
     stretch_blocks: u64,
     /// Blocks that have arrived since the last checkpoint.
     arrived: AtomicU64,
+    /// Held by a checkpoint from its first flush on: of a loss one flush is told, and no other may succeed before that is known.
+    flushing: Mutex<()>,
 }
 
 impl CopyRecord {
@@ -71,7 +74,7 @@ impl CopyRecord {
         let blocks = BlockBitmap::new(lacking.len());
         blocks.merge(lacking);
         let stretch_blocks = (STRETCH_BYTES / block_bytes).min(lacking.len().div_ceil(STRETCHES)).max(1);
-        CopyRecord { file, lacking: blocks, stretch_blocks, arrived: AtomicU64::new(0) }
+        CopyRecord { file, lacking: blocks, stretch_blocks, arrived: AtomicU64::new(0), flushing: Mutex::new(()) }
     }
 
     /// What a record says that its copy is of, without a change to it; `None` if it is no whole record.
@@ -153,6 +156,7 @@ impl CopyRecord {
     /// `flush` failed, after which every block counts as lacking; or the record can't be written, which then stands for less
     /// than is here.
     pub fn checkpoint(&self, clean: bool, flush: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         // Most of it while others go on storing; what comes meanwhile is little.
         let most = flush();
         self.arrived.store(0, SeqCst);

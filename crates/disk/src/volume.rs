@@ -484,7 +484,7 @@ impl GuestDisk for Volume {
         let _request = self.in_flight.enter();
         match self.detour() {
             Some(Detour::Remote(disk)) => disk.flush()?,
-            Some(Detour::Pull(_)) | None => self.image.flush()?,
+            Some(Detour::Pull(_)) | None => self.flush_image()?,
         }
         match &self.kept {
             Some(kept) if kept.wants_checkpoint() => kept.checkpoint(false, || Ok(self.dirty.blocks.peek())),

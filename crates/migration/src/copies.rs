@@ -13,7 +13,8 @@
 //!
 //! The numbers of moves name points and are never used twice, so a copy of another guest, or one that is out of date, is one
 //! that the source doesn't know. What lacks is read from the copy's record ([`CopyRecord`]), which a crash leaves with more
-//! and never with less; from a torn one nothing is known, and the copy is made anew.
+//! and never with less; from a torn one nothing is known, and the copy is made anew. One whose image a host could not flush
+//! lacks everything.
 //!
 //! In a host's folder a copy is `whimbrel-GUEST-PID-NUMBER.img`, and its record beside it ends in `.copy`. Both go when their
 //! coordinator discards the guest or hangs up. They stay when the agent dies or is stopped; an agent that starts removes what

@@ -170,14 +170,12 @@ impl Guest {
         let blocks = volume.blocks();
         let point = if is_new { Point::Attempt { session } } else { self.point().ok_or_else(no_copy)? };
         let based = self.spec.disk.is_some_and(|disk| disk.base_shared);
-        let lacking = match &self.record {
-            Some(record) => record.lacking(),
-            None if is_new && !based => UnitSet::full(blocks),
-            None => UnitSet::empty(blocks),
-        };
+        let all = volume.is_suspect() || is_new && !based;
+        let lacking = if all { UnitSet::full(blocks) } else { UnitSet::empty(blocks) };
         if recorded && self.record.is_none() {
             self.record = Some(Arc::new(record(volume, point, &lacking)?));
         }
+        let lacking = self.record.as_ref().map_or(lacking, |record| record.lacking());
         Ok(match is_new {
             true => Held::New(self.record.is_some().then_some(point)),
             false => Held::Copy(point, lacking),

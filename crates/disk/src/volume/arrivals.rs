@@ -57,6 +57,7 @@ impl Volume {
     }
 
     /// Makes the image durable as it is, and then a record of it as a copy that lacks these blocks; `about` is what it is of.
+    /// The copy lacks every block if the image [is suspect](Volume::is_suspect).
     ///
     /// # Errors
     /// There is a file of that name, or the host's I/O failed.
@@ -67,7 +68,26 @@ impl Volume {
         lacking: &UnitSet<Block>,
     ) -> Result<CopyRecord, DiskError> {
         self.image.flush().map_err(DiskError::io("flush", self.path()))?;
-        CopyRecord::create(path, self.block_bytes, about, lacking)
+        let every = self.is_suspect().then(|| UnitSet::full(self.blocks()));
+        CopyRecord::create(path, self.block_bytes, about, every.as_ref().unwrap_or(lacking))
+    }
+
+    /// Whether a flush of the image has failed, be it the guest's: what the host has lost of it nobody knows, and the next
+    /// flush may succeed as if nothing had been. No block of such an image can be relied on where the guest isn't.
+    pub fn is_suspect(&self) -> bool {
+        self.image.is_suspect()
+    }
+
+    /// Makes the image durable for whoever asks. Where what arrives is recorded, the record must hear of it if that fails.
+    pub(super) fn flush_image(&self) -> io::Result<()> {
+        let record = match &*self.arrivals.read().unwrap_or_else(PoisonError::into_inner) {
+            Arrivals::Wanted(record) => record.clone(),
+            Arrivals::Merged(_) | Arrivals::Late | Arrivals::Remote(_) => None,
+        };
+        match record {
+            Some(record) => record.checkpoint(false, || self.image.flush()),
+            None => self.image.flush(),
+        }
     }
 
     /// Ends a record in order: it is exact when it is opened again. Nothing may arrive any more.

@@ -4,6 +4,7 @@ use crate::error::DiskError;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use whimbrel_nbd::protocol::{CONTEXT_ALLOCATION, allocation};
 use whimbrel_nbd::{Access, Backend, Extents, FileBackend, Now, ZeroMode};
 
@@ -44,6 +45,8 @@ impl<'a> Content<'a> {
 pub(crate) struct Image {
     file: FileBackend,
     path: PathBuf,
+    /// A flush has failed. The host tells of what it lost once, and not which part of the image that is.
+    suspect: AtomicBool,
 }
 
 impl Image {
@@ -74,7 +77,7 @@ impl Image {
             return Err(DiskError::InUse { path: path.to_owned() });
         }
         let file = FileBackend::from_file(file, Access::ReadWrite).map_err(DiskError::io("open", path))?;
-        Ok(Image { file, path: path.to_owned() })
+        Ok(Image { file, path: path.to_owned(), suspect: AtomicBool::new(false) })
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
@@ -110,7 +113,12 @@ impl Image {
     }
 
     pub(crate) fn flush(&self) -> io::Result<()> {
-        self.file.flush()
+        self.file.flush().inspect_err(|_| self.suspect.store(true, SeqCst))
+    }
+
+    /// Whether a flush has ever failed, so that something of what was written may be gone.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect.load(SeqCst)
     }
 
     /// What the file system says of a range, in the terms of NBD's `base:allocation`.
