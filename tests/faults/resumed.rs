@@ -207,8 +207,7 @@ fn a_guest_that_has_returned_to_where_it_began_takes_all_of_its_disk_to_a_host_t
     let place = Place::new();
     let (source, destination) = place.agents();
     let (here, there) = (Desk::at(source.address), Desk::at(destination.address));
-    let mut spec = guest(1, 2, light());
-    spec.disk.iter_mut().for_each(|disk| disk.base_shared = true);
+    let spec = based(1);
     here.begin(&spec);
     let out = recorded(json!({}), &[]);
     let missing = completed(&carry(&here, &there, destination.address, &spec, &out));
@@ -222,6 +221,50 @@ fn a_guest_that_has_returned_to_where_it_began_takes_all_of_its_disk_to_a_host_t
     let there = Desk::at(destination.address);
     let again = recorded(json!({}), &[out.session, back.session]);
     assert_eq!(completed(&carry(&here, &there, destination.address, &spec, &again)), BLOCKS);
+    judged(&there, &here);
+}
+
+/// A guest on a base image that every host has.
+fn based(seed: u64) -> GuestSpec {
+    let mut spec = guest(seed, 2, light());
+    spec.disk.iter_mut().for_each(|disk| disk.base_shared = true);
+    spec
+}
+
+#[test]
+fn on_a_shared_base_only_what_was_written_moves_after_two_attempts_that_failed_in_their_setup() {
+    let pair = Pair::start();
+    let point = Point::Bytes(Lane::Control, Toward::Destination, 0);
+    let proxy = Proxy::start(pair.destination.address, point, Act::CutOneAndTheNext);
+    let mut plan = plan(based(1), json!({}), json!({}));
+    plan.attempts = 3;
+    let trips = crate::support::run(&pair.hosts_through(proxy.address), &plan).unwrap();
+    let of: Vec<_> = trips.iter().map(|trip| (trip.facts.outcome, trip.missing_blocks.is_some())).collect();
+    let aborted = (Some(Outcome::Aborted), false);
+    assert_eq!(of, [aborted, aborted, (Some(Outcome::Completed), true)]);
+    assert!(trips[2].missing_blocks < Some(BLOCKS / 2), "{:?}", trips[2].missing_blocks);
+    let report = Report::from_events(&trips[2].events, &trips[2].facts);
+    assert_eq!((report.verify.memory, report.verify.disk), (Verdict::Equal, Verdict::Equal), "{report:#?}");
+}
+
+#[test]
+fn on_a_shared_base_what_came_in_an_attempt_of_which_nothing_is_known_any_more_is_not_stale() {
+    let place = Place::new();
+    let (source, destination) = place.agents();
+    let (here, there, spec) = (Desk::at(source.address), Desk::at(destination.address), based(1));
+    here.begin(&spec);
+    let first = recorded(json!({"strategy": "faulty", "rounds": 1}), &[]);
+    carry(&here, &there, destination.address, &spec, &first);
+    // It ends while the hosts compare their clocks, when the source has given up what it knew.
+    let second = recorded(json!({}), &[first.session]);
+    let proxy = Proxy::start(destination.address, Point::Bytes(Lane::Control, Toward::Destination, 200), Act::CutAll);
+    there.done(&Command::Receive { spec: spec.clone(), movement: second.clone() });
+    here.tell(&Command::Migrate { to: proxy.address, movement: second.clone() });
+    let left = here.ended();
+    assert!(proxy.fired() && matches!(left.ending, Ending::Aborted { .. }) && left.missing_blocks.is_none());
+    let third = recorded(json!({}), &[first.session, second.session]);
+    let missing = completed(&carry(&here, &there, destination.address, &spec, &third));
+    assert!(missing < BLOCKS / 2, "{missing} blocks");
     judged(&there, &here);
 }
 

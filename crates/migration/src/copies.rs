@@ -8,6 +8,7 @@
 //! |------------------------------------------|---------------------------------|--------------------------------------------|
 //! | the image that the guest left there      | nothing                         | what was written since the guest came here |
 //! | what an attempt that failed left there   | what had not arrived durably    | what was not acknowledged, or written since |
+//! | the same, of which the source knows nothing, on the base image | the same  | what was written since the guest began     |
 //! | the base image, new                      | nothing                         | what was written since the guest began     |
 //! | a new image, or one that the source doesn't know | all                     |                                            |
 //!

@@ -154,6 +154,12 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<L
 /// What the destination lacks, by what both hosts know of its copy; the volume records from before it is looked at.
 fn missing_blocks(volume: &Volume, held: &Held, movement: &MoveSpec, copies: Copies) -> UnitSet<Block> {
     let told = |point: &Point| movement.earlier.contains(&point.session());
+    // What of such a copy is out of date has been written since the guest came here, or began.
+    let stands_for_fresh = |point| match point {
+        Point::Left { session } => copies.came_by == Some(session),
+        // Made on the base image, and whatever came in the attempts is as that or has been written since, too.
+        Point::Attempt { .. } => copies.on_base,
+    };
     match (held, copies.behind) {
         (Held::Copy(point, lacking), Some(behind)) if told(point) && behind.point == *point => {
             // It has gone on recording since the attempt.
@@ -162,15 +168,11 @@ fn missing_blocks(volume: &Volume, held: &Held, movement: &MoveSpec, copies: Cop
             missing.union(lacking);
             missing
         }
-        (Held::Copy(point @ Point::Left { session }, lacking), _)
-            if told(point) && copies.came_by == Some(*session) =>
-        {
-            armed(volume, || {
-                let mut missing = volume.fresh();
-                missing.union(lacking);
-                missing
-            })
-        }
+        (Held::Copy(point, lacking), _) if told(point) && stands_for_fresh(*point) => armed(volume, || {
+            let mut missing = volume.fresh();
+            missing.union(lacking);
+            missing
+        }),
         (Held::New(_), _) if copies.on_base => armed(volume, || volume.fresh()),
         _ => armed(volume, || UnitSet::full(volume.blocks())),
     }
