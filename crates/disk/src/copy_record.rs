@@ -26,7 +26,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use whimbrel_model::{Block, Extent, UnitSet};
 use whimbrel_nbd::Now;
 
@@ -112,7 +112,12 @@ impl CopyRecord {
         self.note(extent, stored.is_ok());
         drop(intent);
         stored?;
-        if self.is_due() { self.checkpoint(false, flush) } else { Ok(()) }
+        if !self.is_due() {
+            return Ok(());
+        }
+        let _flushing = self.flushing();
+        // Who had to wait for another's checkpoint mostly needs none any more.
+        if self.is_due() { self.write_down(false, flush) } else { Ok(()) }
     }
 
     /// As [`CopyRecord::storing`], if that needs no waiting.
@@ -156,10 +161,18 @@ impl CopyRecord {
     /// `flush` failed, after which every block counts as lacking; or the record can't be written, which then stands for less
     /// than is here.
     pub fn checkpoint(&self, clean: bool, flush: impl Fn() -> io::Result<()>) -> io::Result<()> {
-        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        // Most of it while others go on storing; what comes meanwhile is little.
-        let most = flush();
+        let _flushing = self.flushing();
+        self.write_down(clean, flush)
+    }
+
+    fn flushing(&self) -> MutexGuard<'_, ()> {
+        self.flushing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_down(&self, clean: bool, flush: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        // Most of it while others go on storing, up to the next stretch; what comes meanwhile is little.
         self.arrived.store(0, SeqCst);
+        let most = flush();
         self.file.checkpoint(clean, || {
             // Only here, while nobody stores: what is being stored would count as here afterwards.
             let flushed = most.and_then(|()| flush());

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use whimbrel_disk::CopyRecord;
 use whimbrel_model::{Block, Extent, UnitSet};
 
@@ -161,6 +162,33 @@ fn what_arrives_in_order_is_not_lacking_after_a_crash_but_for_the_last_of_it() {
     let lacking = open(&path).lacking();
     assert_eq!(lacking.next(0), Some(2816), "all of the regions before was flushed and written down");
     assert_eq!(lacking.count(), BLOCKS - 2816);
+}
+
+#[test]
+fn of_many_that_store_at_once_one_makes_the_checkpoint_that_is_due() {
+    const THREADS: u64 = 4;
+    let folder = tempfile::tempdir().unwrap();
+    let record = CopyRecord::create(&folder.path().join("disk.copy"), BLOCK, ABOUT, &UnitSet::full(BLOCKS)).unwrap();
+    let flushes = AtomicU64::new(0);
+    let flush = || {
+        flushes.fetch_add(1, SeqCst);
+        // Others go on meanwhile.
+        (0..100).for_each(|_| std::thread::yield_now());
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        for first in 0..THREADS {
+            let (record, flush) = (&record, &flush);
+            scope.spawn(move || {
+                for start in (first..BLOCKS).step_by(THREADS as usize) {
+                    record.storing(Extent { start, count: 1 }, || Ok(()), flush).unwrap();
+                }
+            });
+        }
+    });
+    assert!(record.lacking().is_empty());
+    // Two of each checkpoint, and one of those for every sixteenth of the disk.
+    assert!((2..=32).contains(&flushes.load(SeqCst)), "{flushes:?} flushes");
 }
 
 #[test]
