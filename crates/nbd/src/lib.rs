@@ -23,6 +23,7 @@ mod server;
 mod socket;
 mod tls;
 mod transmission;
+mod vigil;
 
 pub use backend::{Backend, BlockSizes, Extents, Now, StatusExtent, ZeroMode};
 pub use client::{Client, ClientOptions};

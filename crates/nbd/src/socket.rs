@@ -7,18 +7,16 @@
 //!   poll the future -> recv, backend, sendmsg (none of them waits)
 //!        ^                 | pending
 //!        |                 v
-//!        +---------------- sleep in poll(socket, eventfd)
+//!        +---------------- look for a while, where that is faster (vigil.rs); sleep in poll(socket, eventfd)
 //! ```
 //!
 //! Timers and blocking calls are still tokio's: the thread has entered a runtime, and a waker writes to the eventfd.
-//!
-//! (Looking again for 20 to 100 us instead of sleeping won nothing with a processor to spare, and cost half the rate with
-//! none.)
 
 use std::{
     cell::Cell,
     future::Future,
     io::{self, IoSlice},
+    num::NonZero,
     os::fd::{AsFd, OwnedFd},
     pin::pin,
     rc::Rc,
@@ -27,14 +25,17 @@ use std::{
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     task::{Context, Poll, Wake, Waker},
+    time::Instant,
 };
 
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd},
     io::Errno,
     net::{RecvFlags, SendFlags},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::vigil::{Turn, Vigil};
 
 /// A connected socket and what its owner waits for on it.
 #[derive(Debug, Clone)]
@@ -44,21 +45,26 @@ pub(crate) struct Socket(Rc<Shared>);
 struct Shared {
     socket: OwnedFd,
     waits_for: Cell<PollFlags>,
+    /// Both ways, since it was last asked.
+    moved_bytes: Cell<u64>,
 }
 
 impl Socket {
     /// Takes a connected stream socket.
     pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self(Rc::new(Shared { socket, waits_for: Cell::new(PollFlags::empty()) }))
+        Self(Rc::new(Shared { socket, waits_for: Cell::new(PollFlags::empty()), moved_bytes: Cell::new(0) }))
     }
 
     fn wait_for(&self, flags: PollFlags) {
         self.0.waits_for.set(self.0.waits_for.get() | flags);
     }
 
-    fn checked<T>(&self, result: Result<T, Errno>, flags: PollFlags) -> Poll<io::Result<T>> {
-        match result {
-            Ok(value) => Poll::Ready(Ok(value)),
+    fn checked(&self, moved: Result<usize, Errno>, flags: PollFlags) -> Poll<io::Result<usize>> {
+        match moved {
+            Ok(count) => {
+                self.0.moved_bytes.set(self.0.moved_bytes.get() + count as u64);
+                Poll::Ready(Ok(count))
+            }
             Err(Errno::AGAIN) => {
                 self.wait_for(flags);
                 Poll::Pending
@@ -84,7 +90,7 @@ impl AsyncRead for Socket {
         let place = buffer.initialize_unfilled();
         let received =
             rustix::io::retry_on_intr(|| rustix::net::recv(&self.0.socket, &mut *place, RecvFlags::DONTWAIT));
-        self.checked(received, PollFlags::IN).map_ok(|(count, _)| buffer.advance(count))
+        self.checked(received.map(|(count, _)| count), PollFlags::IN).map_ok(|count| buffer.advance(count))
     }
 }
 
@@ -142,6 +148,8 @@ pub(crate) fn drive<F: Future>(socket: &Socket, future: F) -> io::Result<F::Outp
     let waker = Waker::from(Arc::clone(&bell));
     let mut context = Context::from_waker(&waker);
     let mut future = pin!(future);
+    let mut vigil = Vigil::new(std::thread::available_parallelism().map_or(1, NonZero::get));
+    let mut woken = Instant::now();
     loop {
         socket.0.waits_for.set(PollFlags::empty());
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
@@ -151,18 +159,121 @@ pub(crate) fn drive<F: Future>(socket: &Socket, future: F) -> io::Result<F::Outp
             std::thread::yield_now();
             continue;
         }
-        bell.asleep.store(true, SeqCst);
-        if !bell.rung.load(SeqCst) {
-            let mut places = [
-                PollFd::new(&socket.0.socket, socket.0.waits_for.get()),
-                PollFd::from_borrowed_fd(bell.event.as_fd(), PollFlags::IN),
-            ];
-            rustix::io::retry_on_intr(|| rustix::event::poll(&mut places, None))?;
+        let begin = Instant::now();
+        if !look(socket, &bell, &mut vigil, begin)? {
+            sleep(socket, &bell)?;
         }
-        bell.asleep.store(false, SeqCst);
-        if bell.rung.swap(false, SeqCst) {
-            // Empty if it was rung before the sleep.
-            let _ = rustix::io::read(&bell.event, &mut [0; 8]);
+        let end = Instant::now();
+        let (busy, waited) = (begin - woken, end - begin);
+        vigil.turned(Turn { busy, waited, moved_bytes: socket.0.moved_bytes.take() });
+        woken = end;
+    }
+}
+
+/// Looks for what the thread waits for, as long as the rule has it; whether it came.
+fn look(socket: &Socket, bell: &Bell, vigil: &mut Vigil, begin: Instant) -> io::Result<bool> {
+    let end = begin + vigil.look();
+    let mut now = begin;
+    while now < end {
+        let mut place = [PollFd::new(&socket.0.socket, socket.0.waits_for.get())];
+        let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut place, Some(&Timespec::default())))?;
+        if ready > 0 || bell.rung.swap(false, SeqCst) {
+            return Ok(true);
         }
+        std::thread::yield_now();
+        let before = std::mem::replace(&mut now, Instant::now());
+        if !vigil.let_others_run(now - before) {
+            break;
+        }
+    }
+    Ok(false)
+}
+
+/// Sleeps until what the thread waits for comes.
+fn sleep(socket: &Socket, bell: &Bell) -> io::Result<()> {
+    bell.asleep.store(true, SeqCst);
+    if !bell.rung.load(SeqCst) {
+        let mut places = [
+            PollFd::new(&socket.0.socket, socket.0.waits_for.get()),
+            PollFd::from_borrowed_fd(bell.event.as_fd(), PollFlags::IN),
+        ];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut places, None))?;
+    }
+    bell.asleep.store(false, SeqCst);
+    if bell.rung.swap(false, SeqCst) {
+        // Empty if it was rung before the sleep.
+        let _ = rustix::io::read(&bell.event, &mut [0; 8]);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+    };
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// A vigil that looks.
+    fn looking() -> Vigil {
+        let mut vigil = Vigil::new(2);
+        while vigil.look().is_zero() {
+            let instant = std::time::Duration::from_micros(1);
+            vigil.turned(Turn { busy: instant, waited: instant, moved_bytes: 1 });
+        }
+        vigil
+    }
+
+    fn bell() -> Arc<Bell> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        Arc::new(Bell { rung: AtomicBool::new(false), asleep: AtomicBool::new(false), event })
+    }
+
+    #[test]
+    fn a_look_sees_bytes_and_the_bell_and_ends_without_either() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (socket, bell) = (Socket::new(ours.into()), bell());
+        socket.wait_for(PollFlags::IN);
+        assert!(!look(&socket, &bell, &mut looking(), Instant::now()).unwrap());
+        bell.wake_by_ref();
+        assert!(look(&socket, &bell, &mut looking(), Instant::now()).unwrap());
+        // What was seen is not seen again.
+        assert!(!look(&socket, &bell, &mut looking(), Instant::now()).unwrap());
+        theirs.write_all(&[1]).unwrap();
+        assert!(look(&socket, &bell, &mut looking(), Instant::now()).unwrap());
+        let mut sleeps = Vigil::new(1);
+        assert!(!look(&socket, &bell, &mut sleeps, Instant::now()).unwrap());
+    }
+
+    #[test]
+    fn every_byte_of_many_round_trips_arrives_whether_it_was_slept_for_or_looked_for() {
+        const ROUND_TRIPS: usize = 20_000;
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let client = std::thread::spawn(move || {
+            for round in 0..ROUND_TRIPS {
+                let said = round.to_be_bytes();
+                theirs.write_all(&said).unwrap();
+                let mut heard = [0; 8];
+                theirs.read_exact(&mut heard).unwrap();
+                assert_eq!(heard, said);
+            }
+        });
+        let socket = Socket::new(ours.into());
+        let mut stream = socket.clone();
+        let echoed = drive(&socket, async move {
+            let mut echoed = 0;
+            let mut said = [0; 8];
+            while stream.read_exact(&mut said).await.is_ok() {
+                stream.write_all(&said).await.unwrap();
+                echoed += 1;
+            }
+            echoed
+        });
+        assert_eq!(echoed.unwrap(), ROUND_TRIPS);
+        client.join().unwrap();
     }
 }
