@@ -49,11 +49,11 @@ pub fn idle_cost(options: &Options, tally: &mut Tally) -> Outcome {
     let mut pairs: Vec<(f64, f64)> = Vec::new();
     let [fewest, most] = PAIRS.map(|pairs| options.pairs(pairs));
     while pairs.len() < most {
-        if pairs.len() >= fewest && pairs.len().is_multiple_of(50) {
-            let (low, high) = interval(&pairs);
-            if high - low <= NARROW {
-                break;
-            }
+        if pairs.len() >= fewest
+            && pairs.len().is_multiple_of(50)
+            && interval(&pairs).is_some_and(|(low, high)| high - low <= NARROW)
+        {
+            break;
         }
         pairs.push(if pairs.len().is_multiple_of(2) {
             let with = with_machine(&*machine);
@@ -66,8 +66,6 @@ pub fn idle_cost(options: &Options, tally: &mut Tally) -> Outcome {
     machine.stop();
     let name = "work of a guest that nobody moves / bare loop";
     tally.enter(&Figure { name, unit: "M units/s", pairs: &pairs, limit: Limit::Least(0.99) });
-    let (low, high) = interval(&pairs);
-    tally.note(name, &format!("the median lies in {low:.4} to {high:.4} (95 %), {} pairs", pairs.len()));
     let share = agents_share(&guest, if options.quick { LOOK / 10 } else { LOOK })?;
     let name = "an agent's threads beside the vCPU / a processor";
     tally.enter(&Figure { name, unit: "processors", pairs: &[(share, 1.0)], limit: Limit::Most(0.01) });

@@ -1,14 +1,15 @@
 //! Whole paths, each beside its limit: the built program with two agents as processes, its NBD server under fio, a guest
-//! that nobody migrates. `cargo bench -p whimbrel --bench paths [-- FILTER] [--quick] [--big] [--check]`.
+//! that nobody migrates. `cargo bench -p whimbrel --bench paths [-- FILTER [JOB]...] [--quick] [--big] [--check]`.
 //!
 //! Both rivals of a line run in the same minute, in alternating pairs, so that what else the host does disturbs both
-//! alike. Printed are the median ratio, its range, the best of one against the best of the other, and what is wanted of
-//! the median; every pair is kept as a line of JSON under the build's folder. Memory is populated before anything is
+//! alike. Printed are the median ratio, the 95 % interval of that median, the range, the best of one against the best of the
+//! other, and what is wanted of the median (in brackets: of the interval's lower end); every pair is kept as a line of JSON under the build's folder. Memory is populated before anything is
 //! timed, on both sides of every line: the first touch of fresh pages costs ten times a copy.
 //!
 //! | option | meaning |
 //! |---|---|
 //! | `FILTER` | only lines whose name contains it |
+//! | `JOB` | of `nbd`, only these of its jobs, such as `randread-1` |
 //! | `--quick` | fewer pairs, shorter ones: whether it works, not how fast |
 //! | `--big` | the lines that take 8 GiB of memory and minutes too |
 //! | `--check` | status 1 if a line misses its limit |
@@ -32,6 +33,7 @@ use tally::Tally;
 /// What the person asked for.
 pub struct Options {
     filter: Option<String>,
+    jobs: Vec<String>,
     quick: bool,
     big: bool,
     check: bool,
@@ -79,8 +81,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let given = |flag: &str| arguments.iter().any(|a| a == flag);
+    let mut words = arguments.iter().filter(|a| !a.starts_with('-')).cloned();
     let options = Options {
-        filter: arguments.iter().find(|a| !a.starts_with('-')).cloned(),
+        filter: words.next(),
+        jobs: words.collect(),
         quick: given("--quick"),
         big: given("--big"),
         check: given("--check"),
@@ -88,6 +92,10 @@ fn main() -> ExitCode {
     let mut tally = Tally::open().expect("the build's folder can be written");
     for (name, line) in LINES {
         if options.filter.as_ref().is_some_and(|wanted| !name.contains(wanted.as_str())) {
+            continue;
+        }
+        if !options.jobs.is_empty() && name != "nbd" {
+            tally.skip(name, "it has no jobs to choose from");
             continue;
         }
         if let Err(why) = line(&options, &mut tally) {

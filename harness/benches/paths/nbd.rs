@@ -1,9 +1,10 @@
 //! Our NBD server beside nbdkit's file plugin and qemu-nbd: the same file in the page cache, the same fio, in turns. Beside
-//! them nbdkit's null plugin, which has no disk, for what fio itself can do; and what each server spends on a request. For
-//! reads nbdcopy too, which does less for a request than fio does, and so waits more for the server.
+//! them nbdkit's null plugin, which has no disk, for what fio itself can do; what each server spends on a request; and what
+//! other programs took meanwhile, which says how quiet the host was. For reads nbdcopy too, which does less for a request
+//! than fio does, and so waits more for the server.
 
 use crate::agents::PROGRAM;
-use crate::tally::{Figure, Limit, Tally, median};
+use crate::tally::{Figure, Limit, Tally, interval, median};
 use crate::{Options, Outcome};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -12,6 +13,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const FILE_MIB: usize = 256;
+
+/// How long fio runs in a turn.
+const TURN: Duration = Duration::from_millis(300);
+
+/// The fewest turns, and the most; and how narrow the interval of each median ratio has to be, as a part of its middle, for
+/// there to be no more of them.
+const TURNS: [usize; 2] = [12, 36];
+const NARROW: f64 = 0.15;
+
+/// What the lower end of the median ratio's interval is to be at least, whatever is wanted of the median.
+const SURELY: f64 = 0.95;
 
 /// How long a server may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,10 +46,16 @@ const fn job(kind: &'static str, bytes: u64, depth: u32, connections: u32, wante
     Job { kind, bytes, depth, connections, wanted }
 }
 
+impl Job {
+    /// What the person calls it: `randread-32x4` is of depth 32 on four connections.
+    fn name(self) -> String {
+        let many = if self.connections > 1 { format!("x{}", self.connections) } else { String::new() };
+        format!("{}-{}{many}", self.kind, self.depth)
+    }
+}
+
 /// The whole file read in order by nbdcopy, to nowhere.
 const COPY: &str = "copy";
-/// How often a turn does so.
-const COPIES: u32 = 3;
 
 const JOBS: [Job; 20] = [
     job("randread", 4096, 1, 1, 1.0),
@@ -128,12 +146,9 @@ impl Server {
 
     /// Processor time of the server until now, in seconds.
     fn cpu_s(&self) -> Result<f64, String> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).map_err(|e| e.to_string())?;
         // The name may hold spaces; the numbers follow its bracket, user and system time at 11 and 12.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok());
-        let ticks = ticks(11).zip(ticks(12)).map(|(user, system)| user + system).ok_or("a strange /proc/PID/stat")?;
-        Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+        let stat = read(&format!("/proc/{}/stat", self.child.id()))?;
+        ticks_s(stat.rsplit(')').next().unwrap_or_default(), &[11, 12])
     }
 
     fn measure(&self, job: Job, time: Duration) -> Result<Measured, String> {
@@ -142,19 +157,17 @@ impl Server {
 
     fn copied(&self, job: Job) -> Result<Measured, String> {
         let (before_s, start) = (self.cpu_s()?, Instant::now());
-        for _ in 0..COPIES {
-            let status = Command::new("nbdcopy")
-                .arg(format!("--connections={}", job.connections))
-                .arg(format!("--requests={}", job.depth))
-                .arg(format!("--request-size={}", job.bytes))
-                .args([&format!("nbd+unix:///?socket={}", self.socket.display()), "null:"])
-                .status()
-                .map_err(|e| format!("nbdcopy can't be started: {e}"))?;
-            if !status.success() {
-                return Err(format!("nbdcopy on {} failed", self.name));
-            }
+        let status = Command::new("nbdcopy")
+            .arg(format!("--connections={}", job.connections))
+            .arg(format!("--requests={}", job.depth))
+            .arg(format!("--request-size={}", job.bytes))
+            .args([&format!("nbd+unix:///?socket={}", self.socket.display()), "null:"])
+            .status()
+            .map_err(|e| format!("nbdcopy can't be started: {e}"))?;
+        if !status.success() {
+            return Err(format!("nbdcopy on {} failed", self.name));
         }
-        let bytes = f64::from(COPIES) * (FILE_MIB << 20) as f64;
+        let bytes = (FILE_MIB << 20) as f64;
         let server_cpu_us = (self.cpu_s()? - before_s) * 1e6 / (bytes / job.bytes as f64);
         Ok(Measured { bytes_per_s: bytes / start.elapsed().as_secs_f64(), server_cpu_us, client_ratio: None })
     }
@@ -187,37 +200,93 @@ impl Server {
     }
 }
 
-/// Every job on all servers.
+fn read(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))
+}
+
+/// The sum of these fields, which count ticks, in seconds.
+fn ticks_s(text: &str, fields: &[usize]) -> Result<f64, String> {
+    let all: Vec<&str> = text.split_whitespace().collect();
+    let ticks = fields.iter().map(|at| all.get(*at).and_then(|field| field.parse::<f64>().ok()));
+    let ticks: f64 = ticks.sum::<Option<f64>>().ok_or_else(|| format!("no ticks in {text:?}"))?;
+    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Processor time of everything on this host that is neither the servers nor what this program started and waited for, in
+/// seconds.
+fn others_s(servers: &[Server]) -> Result<f64, String> {
+    let host = read("/proc/stat")?;
+    let mut others = ticks_s(host.lines().next().unwrap_or_default(), &[1, 2, 3, 6, 7])?;
+    // This program's own time and that of its children, user and system.
+    let own = read("/proc/self/stat")?;
+    others -= ticks_s(own.rsplit(')').next().unwrap_or_default(), &[11, 12, 13, 14])?;
+    for server in servers {
+        others -= server.cpu_s()?;
+    }
+    Ok(others)
+}
+
+/// Every job, or those that were asked for, on all servers.
 pub fn nbd(options: &Options, tally: &mut Tally) -> Outcome {
+    let names: Vec<String> = JOBS.map(Job::name).to_vec();
+    if let Some(unknown) = options.jobs.iter().find(|job| !names.contains(job)) {
+        return Err(format!("no job is called {unknown}; there are {}", names.join(", ")));
+    }
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let image = folder.path().join("disk.raw");
     fill(&image).map_err(|e| format!("{}: {e}", image.display()))?;
-    let ours = Server::start("whimbrel", &image, folder.path())?;
-    let mut rivals = Vec::new();
+    let mut servers = vec![Server::start("whimbrel", &image, folder.path())?];
     for name in ["nbdkit", "qemu-nbd", "null"] {
         match Server::start(name, &image, folder.path()) {
-            Ok(server) => rivals.push(server),
+            Ok(server) => servers.push(server),
             Err(why) => tally.skip(&format!("nbd / {name}"), &why),
         }
     }
-    let time = Duration::from_millis(if options.quick { 200 } else { 600 });
     for job in JOBS {
-        let mut own = Vec::new();
-        let mut theirs: Vec<Vec<Measured>> = rivals.iter().map(|_| Vec::new()).collect();
-        for turn in 0..options.pairs(5) {
-            own.push(ours.measure(job, time)?);
-            // Who follows directly changes from turn to turn.
-            for at in 0..rivals.len() {
-                let at = (at + turn) % rivals.len();
-                theirs[at].push(rivals[at].measure(job, time)?);
+        if !options.jobs.is_empty() && !options.jobs.contains(&job.name()) {
+            continue;
+        }
+        let mut measured: Vec<Vec<Measured>> = servers.iter().map(|_| Vec::new()).collect();
+        let (start, before_s) = (Instant::now(), others_s(&servers)?);
+        let [fewest, most] = TURNS.map(|turns| options.pairs(turns));
+        for turn in 0..most {
+            if turn >= fewest && turn.is_multiple_of(servers.len()) && is_settled(&servers, &measured) {
+                break;
+            }
+            // Who begins changes from turn to turn, and so does who comes directly before whom.
+            let mut order: Vec<usize> = (0..servers.len()).collect();
+            order.rotate_left(turn % servers.len());
+            if turn / servers.len() % 2 == 1 {
+                order.reverse();
+            }
+            for at in order {
+                measured[at].push(servers[at].measure(job, TURN)?);
             }
         }
-        enter(tally, job, &own, &rivals, &theirs);
+        let others = (others_s(&servers)? - before_s) / start.elapsed().as_secs_f64();
+        enter(tally, job, &servers, &measured, others);
     }
     Ok(())
 }
 
-fn enter(tally: &mut Tally, job: Job, own: &[Measured], rivals: &[Server], theirs: &[Vec<Measured>]) {
+/// (ours, theirs) of each turn with a rival, in MB/s.
+fn pairs(measured: &[Vec<Measured>], rival: usize) -> Vec<(f64, f64)> {
+    let mega = |measured: &Measured| measured.bytes_per_s / 1e6;
+    measured[0].iter().zip(&measured[rival]).map(|(ours, theirs)| (mega(ours), mega(theirs))).collect()
+}
+
+/// The servers that ours is compared with.
+fn rivals(servers: &[Server]) -> impl Iterator<Item = usize> {
+    (0..servers.len()).filter(|at| !["whimbrel", "null"].contains(&servers[*at].name))
+}
+
+fn is_settled(servers: &[Server], measured: &[Vec<Measured>]) -> bool {
+    let narrow = |(low, high): (f64, f64)| high - low <= NARROW * (low + high) / 2.0;
+    rivals(servers).all(|rival| interval(&pairs(measured, rival)).is_some_and(narrow))
+}
+
+/// `others` is how many processors other programs took meanwhile.
+fn enter(tally: &mut Tally, job: Job, servers: &[Server], measured: &[Vec<Measured>], others: f64) {
     let Job { kind, bytes, depth, connections, wanted } = job;
     let many = if connections > 1 { format!(" x {connections}") } else { String::new() };
     let title = format!("nbd {kind} {} KiB, depth {depth}{many}", bytes >> 10);
@@ -227,17 +296,13 @@ fn enter(tally: &mut Tally, job: Job, own: &[Measured], rivals: &[Server], their
         let fio = list[0].client_ratio.map(|_| format!(", fio {:.0} %", of(list, |m| m.client_ratio.unwrap_or(0.0))));
         format!("{name} {rate:.0} MB/s, {cpu:.1} us of CPU a request{}", fio.unwrap_or_default())
     };
-    let mut notes = vec![told("ours", own)];
-    for (rival, list) in rivals.iter().zip(theirs) {
-        notes.push(told(rival.name, list));
-        if rival.name == "null" {
-            continue;
-        }
-        let pairs: Vec<(f64, f64)> =
-            own.iter().zip(list).map(|(o, t)| (o.bytes_per_s / 1e6, t.bytes_per_s / 1e6)).collect();
-        let name = format!("{title} / {}", rival.name);
-        tally.enter(&Figure { name: &name, unit: "MB/s", pairs: &pairs, limit: Limit::Least(wanted) });
+    for rival in rivals(servers) {
+        let name = format!("{title} / {}", servers[rival].name);
+        let limit = Limit::Surely { least: wanted, low: SURELY };
+        tally.enter(&Figure { name: &name, unit: "MB/s", pairs: &pairs(measured, rival), limit });
     }
+    let mut notes: Vec<String> = servers.iter().zip(measured).map(|(server, list)| told(server.name, list)).collect();
+    notes.push(format!("other programs took {others:.2} processors"));
     tally.note(&title, &notes.join("; "));
 }
 

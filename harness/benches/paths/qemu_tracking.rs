@@ -4,7 +4,7 @@
 //! The guest sweeps over more pages than it reaches in a window, so that with a log armed every write is a page's first.
 
 use crate::agents::in_words;
-use crate::tally::{Figure, Limit, Tally, interval};
+use crate::tally::{Figure, Limit, Tally};
 use crate::{Options, Outcome};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -130,8 +130,6 @@ pub fn qemu_tracking(options: &Options, tally: &mut Tally) -> Outcome {
         pairs: &pairs,
         limit: Limit::Least(0.98),
     });
-    let (low, high) = interval(&pairs);
-    tally.note("95 % interval of the median", &format!("{low:.4} to {high:.4}"));
     drop(untouched);
     tracked.run();
     let mut costs = Vec::new();
@@ -151,8 +149,6 @@ pub fn qemu_tracking(options: &Options, tally: &mut Tally) -> Outcome {
         pairs: &costs,
         limit: Limit::Most(2.0),
     });
-    let (low, high) = interval(&costs);
-    tally.note("95 % interval of the median", &format!("{low:.3} to {high:.3}"));
     match tracked.failure() {
         None => Ok(()),
         Some(why) => Err(why),

@@ -10,14 +10,17 @@ use std::path::PathBuf;
 pub enum Limit {
     /// At least this.
     Least(f64),
+    /// At least this, and the lower end of the median's interval at least that. Without an interval it is not met.
+    Surely { least: f64, low: f64 },
     /// At most this.
     Most(f64),
 }
 
 impl Limit {
-    fn met(self, ratio: f64) -> bool {
+    fn met(self, ratio: f64, interval: Option<(f64, f64)>) -> bool {
         match self {
             Limit::Least(least) => ratio >= least,
+            Limit::Surely { least, low } => ratio >= least && interval.is_some_and(|(lower, _)| lower >= low),
             Limit::Most(most) => ratio <= most,
         }
     }
@@ -27,6 +30,7 @@ impl std::fmt::Display for Limit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Limit::Least(least) => write!(f, ">= {least:.2}"),
+            Limit::Surely { least, low } => write!(f, ">= {least:.2} ({low:.2})"),
             Limit::Most(most) => write!(f, "<= {most:.2}"),
         }
     }
@@ -61,8 +65,9 @@ impl Tally {
         std::fs::create_dir_all(&folder)?;
         let path = folder.join("paths.jsonl");
         let file = File::create(&path)?;
-        let [ratio, range, best, wanted] = ["ratio", "range", "best", "wanted"];
-        println!("{:<56} {ratio:>7} {range:>17} {best:>7} {wanted:>9}  median of ours and of the limit", "path");
+        let [ratio, median, range, best, wanted] = ["ratio", "95 %", "range", "best", "wanted"];
+        let row = format!("{ratio:>7} {median:>17} {range:>17} {best:>7} {wanted:>14}");
+        println!("{:<56} {row}  median of ours and of the limit", "path");
         Ok(Tally { file, path, missed: Vec::new(), skipped: Vec::new() })
     }
 
@@ -79,26 +84,30 @@ impl Tally {
         let bare = median(&pairs.iter().map(|p| p.1).collect::<Vec<_>>());
         // Other programs only ever make either side worse: on a busy host the best of each says more.
         let best_of = |side: fn(&(f64, f64)) -> f64| match limit {
-            Limit::Least(_) => pairs.iter().map(side).fold(f64::MIN, f64::max),
+            Limit::Least(_) | Limit::Surely { .. } => pairs.iter().map(side).fold(f64::MIN, f64::max),
             Limit::Most(_) => pairs.iter().map(side).fold(f64::MAX, f64::min),
         };
         let best = best_of(|pair| pair.0) / best_of(|pair| pair.1);
-        let met = limit.met(ratio);
+        let interval = interval(pairs);
+        let met = limit.met(ratio, interval);
         let word = if met { "" } else { "  MISSED" };
-        let range = format!("{low:.3} to {high:.3}");
+        let ends = |(low, high): (f64, f64)| format!("{low:.3} to {high:.3}");
+        let median = interval.map_or_else(|| "too few pairs".to_owned(), ends);
+        let range = ends((*low, *high));
         println!(
-            "{name:<56} {ratio:>7.3} {range:>17} {best:>7.3} {:>9}  {} of {} {unit}{word}",
+            "{name:<56} {ratio:>7.3} {median:>17} {range:>17} {best:>7.3} {:>14}  {} of {} {unit}, {} pairs{word}",
             limit.to_string(),
             short(ours),
-            short(bare)
+            short(bare),
+            pairs.len()
         );
         if !met {
             self.missed.push((*name).to_owned());
         }
         let wanted = limit.to_string();
         self.keep(&json!({
-            "path": name, "ratio": ratio, "low": low, "high": high, "best_ratio": best, "wanted": wanted, "met": met, "unit": unit,
-            "pairs": pairs,
+            "path": name, "ratio": ratio, "interval": interval, "low": low, "high": high, "best_ratio": best, "wanted": wanted,
+            "met": met, "unit": unit, "pairs": pairs,
         }));
     }
 
@@ -140,13 +149,24 @@ pub fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The 95 % interval of the median ratio, by the binomial order statistics: no outlier moves it.
-pub fn interval(pairs: &[(f64, f64)]) -> (f64, f64) {
+/// An interval that holds the median of the ratios with 95 % or more, by the binomial order statistics: no outlier moves it.
+/// None where the pairs are too few for one, which fewer than six are.
+pub fn interval(pairs: &[(f64, f64)]) -> Option<(f64, f64)> {
     let mut ratios: Vec<f64> = pairs.iter().map(|(ours, bare)| ours / bare).collect();
     ratios.sort_by(f64::total_cmp);
-    let (count, reach) = (ratios.len() as f64, 0.98 * (ratios.len() as f64).sqrt());
-    let at = |rank: f64| ratios.get(rank.max(0.0) as usize).or(ratios.last()).copied().unwrap_or(f64::NAN);
-    (at(count / 2.0 - reach), at(count / 2.0 + reach))
+    let count = ratios.len();
+    // How likely it is that exactly `outside` of the ratios lie below the median: in logarithms, as 2^-count may be too small.
+    let (mut likely_ln, mut below, mut outside) = (-(count as f64) * std::f64::consts::LN_2, 0.0, 0);
+    loop {
+        below += likely_ln.exp();
+        if below > 0.025 || outside >= count {
+            break;
+        }
+        likely_ln += ((count - outside) as f64 / (outside + 1) as f64).ln();
+        outside += 1;
+    }
+    let lowest = outside.checked_sub(1)?;
+    Some((*ratios.get(lowest)?, *ratios.get(count - 1 - lowest)?))
 }
 
 /// Three digits, whatever the size.
