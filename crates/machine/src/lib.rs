@@ -21,7 +21,7 @@ pub use clock::monotonic;
 pub use error::MachineError;
 pub use fill::{fill_disk, fill_ram};
 pub use machine::{
-    Begin, Departure, Machine, MachineSetup, Operations, OwnEnds, OwnMove, Paused, Progress, Silence, Software,
+    Begin, Departure, Hints, Machine, MachineSetup, Operations, OwnEnds, OwnMove, Paused, Progress, Silence, Software,
     Testimony,
 };
 pub use machines::MACHINES;

@@ -17,9 +17,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use whimbrel_disk::GuestDisk;
 use whimbrel_memory::GuestRam;
-use whimbrel_model::Nanos;
 use whimbrel_model::event::Requests;
 use whimbrel_model::stream::{Pacing, Shape, Stream};
+use whimbrel_model::{Nanos, Page, PageTypes, UnitSet};
 
 /// A guest's machine. It is made paused: before operation 0, or about to take up a state from elsewhere. Calls may come from any thread, but [`Machine::run`],
 /// [`Machine::pause`] and the calls about device state from one at a time.
@@ -64,6 +64,15 @@ pub trait Machine: Send + Sync {
     fn testimony(&self, frozen: bool) -> Result<Option<Testimony>, MachineError> {
         let _ = frozen;
         Ok(Some(Testimony { state: self.save_state()?, frames: None }))
+    }
+
+    /// What the guest knows of its own pages. To be asked while it runs, and, where pages are to be left out by the answer,
+    /// once the dirty log is armed: see [`Hints`].
+    ///
+    /// # Errors
+    /// Nothing in the guest knows, what it says can't be relied on, or it does not answer.
+    fn hints(&self) -> Result<Hints, MachineError> {
+        Err(MachineError::Setup("nothing in this guest tells which of its pages are free".to_owned()))
     }
 
     /// Makes ready to leave by a migration of the hypervisor's own: the sockets at which its streams come in, in order, from
@@ -216,6 +225,22 @@ pub struct Silence {
     pub last_beats: Vec<Nanos>,
     /// Where heartbeats are a client's answers: its requests.
     pub requests: Option<Requests>,
+}
+
+/// What a guest knows of its own pages.
+///
+/// A page may be taken into use at any time, also before the answer is read. But who takes one writes it before its content
+/// matters to anybody (a thread machine's Allocate makes it zero, and Linux relies on nothing that it has not written, unless
+/// it was told to), and calls it free no longer before it does. So a page that is named here and whose next write a dirty log would
+/// show, and does not show, holds what is nobody's still. Such a log was armed, and last taken, before the question; a write that
+/// a take has shown before the question says nothing, for the page was freed after it; and none may be taken between the
+/// question and the answer, for nobody would know on which side of it the page was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hints {
+    /// Over the pages of RAM: those that were free at an instant between the question and the answer, each at its own.
+    pub free: UnitSet<Page>,
+    /// What all pages are; `None`: the guest has no kernel that could tell.
+    pub types: Option<PageTypes>,
 }
 
 /// What a guest says of itself to the judge.

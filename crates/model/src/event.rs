@@ -169,6 +169,25 @@ impl Sent {
     }
 }
 
+/// What the pages of a guest's RAM are to its own kernel, in numbers. Each page counts once, under the first that fits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageTypes {
+    /// Free: their content is nobody's.
+    pub free_pages: u64,
+    /// Of processes, not of files.
+    pub anonymous_pages: u64,
+    /// Of files, as the disk has them.
+    pub clean_cache_pages: u64,
+    /// Of files, and the disk lacks them; of files that have no disk behind them, all.
+    pub dirty_cache_pages: u64,
+    /// The kernel's small objects.
+    pub slab_pages: u64,
+    /// Page tables.
+    pub page_table_pages: u64,
+    /// Everything else, and what is no RAM.
+    pub other_pages: u64,
+}
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
@@ -201,6 +220,18 @@ pub enum Event {
     },
     /// The selection let pages wait that a push had offered.
     Deferred {
+        /// How many.
+        pages: u64,
+    },
+    /// The guest has said what it knows of its pages.
+    Hinted {
+        /// How many are free.
+        free_pages: u64,
+        /// What all of them are; `None`: it doesn't tell.
+        types: Option<PageTypes>,
+    },
+    /// Pages that the destination lacks stay behind for good: their content is nobody's.
+    LeftOut {
         /// How many.
         pages: u64,
     },

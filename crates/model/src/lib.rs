@@ -20,7 +20,7 @@ pub mod stream;
 pub mod units;
 
 pub use counts::WriteCounts;
-pub use event::{Event, Family, Mark, Moment, Recorded};
+pub use event::{Event, Family, Mark, Moment, PageTypes, Recorded};
 pub use op::{Op, VcpuState, WORDS_PER_PAGE};
 pub use phase::Phase;
 pub use registry::{Entry, Parameter, ParameterError, Parameters, Registry};

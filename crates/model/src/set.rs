@@ -233,6 +233,22 @@ impl<U: Unit> UnitSet<U> {
         counts.sum::<usize>() as u64
     }
 
+    /// The runs of the extent's units that are not in the set, ascending.
+    pub fn absent_in(&self, extent: Extent) -> impl Iterator<Item = Extent> + '_ {
+        let mut at = extent.start;
+        std::iter::from_fn(move || {
+            while at < extent.end() {
+                let start = at;
+                let end = self.next(start).map_or(extent.end(), |present| present.min(extent.end()));
+                at = end + 1;
+                if end > start {
+                    return Some(Extent { start, count: end - start });
+                }
+            }
+            None
+        })
+    }
+
     /// The first unit at or after `from` that is in the set.
     pub fn next(&self, from: u64) -> Option<u64> {
         self.search(from, NONE, 0)
@@ -448,6 +464,10 @@ mod tests {
             let extent = Extent { start, count };
             let within = a.range(start..start + count).count() as u64;
             prop_assert_eq!(sa.count_in(extent), within);
+            let absent: Vec<Extent> = sa.absent_in(extent).collect();
+            prop_assert!(absent.windows(2).all(|pair| pair[0].end() < pair[1].start), "runs ascend and don't touch");
+            let absent: Vec<u64> = absent.into_iter().flat_map(Extent::indices).collect();
+            prop_assert_eq!(absent, extent.indices().filter(|unit| !a.contains(unit)).collect::<Vec<_>>());
             let (mut more, mut fewer) = (sa.clone(), sa.clone());
             more.insert_extent(extent);
             fewer.remove_extent(extent);

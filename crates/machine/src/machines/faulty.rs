@@ -3,7 +3,7 @@
 use super::thread::ThreadMachine;
 use super::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::error::MachineError;
-use crate::machine::{Machine, Paused, Progress, Silence, Testimony};
+use crate::machine::{Hints, Machine, Paused, Progress, Silence, Testimony};
 use std::io;
 use std::sync::Arc;
 use whimbrel_memory::GuestRam;
@@ -59,6 +59,10 @@ impl Machine for Faulty {
     /// The judge may know what the engine may not.
     fn testimony(&self, frozen: bool) -> Result<Option<Testimony>, MachineError> {
         self.sound.testimony(frozen)
+    }
+
+    fn hints(&self) -> Result<Hints, MachineError> {
+        self.sound.hints()
     }
 
     fn throttle(&self, share: f64) {

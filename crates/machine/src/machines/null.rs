@@ -3,7 +3,7 @@
 use super::thread::ThreadMachine;
 use super::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::error::MachineError;
-use crate::machine::{Machine, Paused, Progress, Silence};
+use crate::machine::{Hints, Machine, Paused, Progress, Silence};
 use std::io;
 use std::sync::Arc;
 use whimbrel_memory::GuestRam;
@@ -52,6 +52,10 @@ impl Machine for Null {
 
     fn load_state(&self, state: &[u8]) -> Result<(), MachineError> {
         self.stopped.load_state(state)
+    }
+
+    fn hints(&self) -> Result<Hints, MachineError> {
+        self.stopped.hints()
     }
 
     fn throttle(&self, _share: f64) {}

@@ -1,14 +1,16 @@
 //! The thread kind, the default: a vCPU is a thread that executes operations on the mapped RAM. Any Linux, no KVM.
 
 mod control;
+mod free_map;
 mod vcpu;
 
 use crate::clock::{monotonic, time_of_day};
 use crate::error::MachineError;
-use crate::machine::{Machine, MachineSetup, Operations, Paused, Progress, Silence};
+use crate::machine::{Hints, Machine, MachineSetup, Operations, Paused, Progress, Silence};
 use crate::machines::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::saved::SavedState;
 use control::{Command, Control, Place, lock};
+use free_map::FreeMap;
 use std::io;
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,9 +19,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use vcpu::{Board, Vcpu};
 use whimbrel_memory::GuestRam;
-use whimbrel_model::Nanos;
 use whimbrel_model::registry::Entry;
 use whimbrel_model::stream::Pacing;
+use whimbrel_model::{Nanos, UnitSet};
 
 /// The longest absence that open arrivals make up: two hosts' times of day may differ by anything.
 const LONGEST_AWAY_NS: u64 = 600_000_000_000;
@@ -58,7 +60,8 @@ impl ThreadMachine {
         setup.check()?;
         let MachineSetup { ram, disk, shape, seed, software, .. } = setup;
         let Operations { streams, pacing, .. } = software.operations()?;
-        let board = Arc::new(Board { ram, disk, shape, seed, pacing, control: Control::new(shape.vcpus) });
+        let (free, control) = (FreeMap::new(shape.pages), Control::new(shape.vcpus));
+        let board = Arc::new(Board { ram, disk, shape, seed, pacing, free, control });
         let vcpus: Vec<_> = (0..).zip(streams).map(|(i, s)| Arc::new(Mutex::new(Vcpu::new(i, s, &shape)))).collect();
         let machine = ThreadMachine { board, vcpus, threads: Mutex::new(Vec::new()) };
         for (index, vcpu) in machine.vcpus.iter().enumerate() {
@@ -137,10 +140,17 @@ impl Machine for ThreadMachine {
             Pacing::Closed | Pacing::OpenSkip => 0,
         };
         let now = monotonic();
+        let mut free = UnitSet::empty(self.board.shape.pages);
+        saved.vcpus.iter().for_each(|vcpu| free.union(&vcpu.free_set(self.board.shape.pages)));
+        self.board.free.set(&free);
         for ((vcpu, saved), seat) in self.vcpus.iter().zip(&saved.vcpus).zip(self.board.control.seats()) {
             lock(vcpu).load(saved, seat, now, Nanos(away))?;
         }
         Ok(())
+    }
+
+    fn hints(&self) -> Result<Hints, MachineError> {
+        Ok(Hints { free: self.board.free.within(self.board.ram.pages()), types: None })
     }
 
     fn throttle(&self, share: f64) {

@@ -107,6 +107,11 @@ impl Plan {
 
     /// A guest before operation 0, filled unless it is to receive everything.
     pub fn guest(&self, filled: bool) -> Guest {
+        self.guest_of(self.streams(), filled)
+    }
+
+    /// A guest that executes these streams instead.
+    pub fn guest_of(&self, streams: Vec<Box<dyn whimbrel_model::Stream>>, filled: bool) -> Guest {
         let ram = GuestRam::create(self.shape.pages * 4096).unwrap();
         let disk = (self.shape.sectors > 0).then(|| FileDisk::new(self.shape.sectors * SECTOR_BYTES));
         if filled {
@@ -122,19 +127,20 @@ impl Plan {
             disk: disk.clone().map(|disk| disk as Arc<dyn GuestDisk>),
             shape: self.shape,
             seed: self.seed,
-            software: Software::Operations(Operations {
-                streams: self.streams(),
-                pacing: self.choice.pacing(),
-                recipe: String::new(),
-            }),
+            software: Software::Operations(Operations { streams, pacing: self.choice.pacing(), recipe: String::new() }),
         };
         let machine = (MACHINES.find("thread").unwrap().build.build)(setup).unwrap();
         Guest { plan: self.clone(), machine, ram, disk }
     }
 
     pub fn twin(&self) -> Twin {
+        self.twin_of(self.streams())
+    }
+
+    /// The twin of [`Plan::guest_of`].
+    pub fn twin_of(&self, streams: Vec<Box<dyn whimbrel_model::Stream>>) -> Twin {
         let content = self.choice.content().clone();
-        Twin::new(TwinSetup { shape: self.shape, seed: self.seed, content, streams: self.streams() }).unwrap()
+        Twin::new(TwinSetup { shape: self.shape, seed: self.seed, content, streams }).unwrap()
     }
 }
 

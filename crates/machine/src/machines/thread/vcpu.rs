@@ -1,6 +1,7 @@
 //! A vCPU of the thread kind: the loop that executes operations, keeps the pace, and gives heartbeats.
 
 use super::control::{Control, Place, Seat};
+use super::free_map::FreeMap;
 use crate::clock::monotonic;
 use crate::execute::{Registers, fits};
 use crate::saved::SavedVcpu;
@@ -31,6 +32,7 @@ pub(super) struct Board {
     pub(super) shape: Shape,
     pub(super) seed: u64,
     pub(super) pacing: Pacing,
+    pub(super) free: FreeMap,
     pub(super) control: Control,
 }
 
@@ -175,9 +177,20 @@ impl Vcpu {
                 self.execute(board, paced, &mut None)?;
             }
             Op::DiskRead { .. } | Op::DiskWrite { .. } | Op::Flush => self.at_disk(board, seat, tempo, paced)?,
-            Op::Compute { .. } | Op::Allocate { .. } | Op::Free { .. } => {
+            Op::Compute { .. } => {
                 tempo.spent += LOOK_EVERY_NS / 4;
                 self.execute(board, paced, &mut None)?;
+            }
+            Op::Allocate { page } => {
+                tempo.spent += LOOK_EVERY_NS / 4;
+                // Before the page is written, and the bit of a freed one after all else: see the map.
+                board.free.remove(page);
+                self.execute(board, paced, &mut None)?;
+            }
+            Op::Free { page } => {
+                tempo.spent += LOOK_EVERY_NS / 4;
+                self.execute(board, paced, &mut None)?;
+                board.free.insert(page);
             }
             Op::Idle { nanos } => {
                 self.execute(board, paced, &mut None)?;
