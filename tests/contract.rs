@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "contract/free_pages.rs"]
+mod free_pages;
 #[path = "contract/laws.rs"]
 mod laws;
 #[path = "contract/order.rs"]

@@ -91,6 +91,10 @@ fn what_a_guest_of_the_users_own_cannot_have_is_one_message_before_anything_star
             "x.toml:6: guest.qemu.arguments: -m is not accepted: write guest.ram",
         ),
         ("[guest.qemu]\nimage = \"good.raw\"\nready = \"x\"\n[workload]\nuse = \"idle\"", "leave [workload] out"),
+        (
+            "[guest.qemu]\nimage = \"good.raw\"\nready = \"x\"\n[memory]\nselect = \"soft\"",
+            "memory.select: nothing in the guest of [guest.qemu] tells which of its pages are free",
+        ),
     ] {
         let (output, rows) = run(folder.path(), &format!("{head}{text}\n"), None);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -157,6 +157,11 @@ impl MemoryChoice {
         self.members.throttle.name != DEFAULT_THROTTLE
     }
 
+    /// Whether the guest must tell which of its pages are free.
+    pub fn asks_guest(&self) -> bool {
+        self.members.asks_guest()
+    }
+
     /// Every key in effect, parameters with their defaults: a table that reads as this choice again.
     pub fn resolved(&self) -> BTreeMap<String, Value> {
         fn names<C>(entries: &[&'static Entry<C>]) -> Value {
@@ -232,7 +237,8 @@ impl Members {
             self.stop.clear();
         }
         let why = format!("the schedule {} pushes nothing while the guest runs at the source", self.schedule.name);
-        if !pushes && self.select.name != DEFAULT_SELECT {
+        // What is free stays out of a pause too, and of what is left behind.
+        if !pushes && self.select.name != DEFAULT_SELECT && !self.asks_guest() {
             pointless("select", why.clone())?;
             self.select = SELECTIONS.find(DEFAULT_SELECT)?;
         }
@@ -241,6 +247,11 @@ impl Members {
             self.throttle = THROTTLES.find(DEFAULT_THROTTLE)?;
         }
         Ok(())
+    }
+
+    fn asks_guest(&self) -> bool {
+        let Entry { parameters, build, .. } = self.select;
+        build(&Parameters::defaults(parameters)).is_ok_and(|select| select.ask_every().is_some())
     }
 
     fn unjudged(&self) -> String {

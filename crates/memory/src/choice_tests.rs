@@ -94,6 +94,7 @@ fn what_could_do_nothing_is_refused() {
     refusal(json!({"stop": "byte-bound", "max_bytes_ratio": 0}), &["max_bytes_ratio"]);
     refusal(json!({"stop": "time-bound", "max_time": "0 s"}), &["max_time"]);
     refusal(json!({"select": "peek", "peek_every": 0}), &["peek_every"]);
+    refusal(json!({"select": "soft", "ask_every": 0}), &["ask_every"]);
     refusal(json!({"rate_step": "1 MiB/s"}), &["rate_step", "min_rate"]);
     refusal(json!({"clamp_once": false}), &["clamp_once", "min_rate"]);
     refusal(json!({"min_rate": "1 MiB/s"}), &["min_rate", "max_rate"]);
@@ -117,4 +118,13 @@ fn a_choice_survives_being_told() {
         serde_json::from_str::<MemoryChoice>(r#"{"schedule": "nonsense"}"#).is_err(),
         "what comes is checked again"
     );
+}
+
+#[test]
+fn what_the_guest_says_is_free_may_stay_out_of_any_move() {
+    for schedule in ["pre-copy", "hybrid", "stop-and-copy", "post-copy"] {
+        assert!(read(json!({"schedule": schedule, "select": "soft"})).unwrap().asks_guest(), "{schedule}");
+        assert!(!read(json!({"schedule": schedule})).unwrap().asks_guest(), "{schedule}");
+    }
+    assert!(!read(json!({"select": "peek"})).unwrap().asks_guest());
 }

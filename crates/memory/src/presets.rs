@@ -9,7 +9,7 @@ pub type Keys = &'static [(&'static str, &'static str)];
 
 /// Every preset.
 pub const PRESETS: Registry<Keys> =
-    Registry { family: "preset", entries: &[CLARK2005, XEN, QEMU, AUTO_CONVERGE, XBZRLE, KVM2011] };
+    Registry { family: "preset", entries: &[CLARK2005, XEN, QEMU, AUTO_CONVERGE, XBZRLE, KVM2011, KOTO2012] };
 
 const CLARK2005: Entry<Keys> = Entry {
     name: "clark2005",
@@ -111,6 +111,22 @@ const KVM2011: Entry<Keys> = Entry {
         ("encode", r#"["zero"]"#),
         ("stop", r#"["downtime-budget", "round-bound", "byte-bound"]"#),
         ("downtime_budget", r#""30 ms""#),
+        ("max_rounds", "30"),
+        ("max_bytes_ratio", "3.0"),
+    ],
+};
+
+const KOTO2012: Entry<Keys> = Entry {
+    name: "koto2012",
+    summary: "as xen, without the guest's free pages; of the paper's soft pages clean page cache still goes",
+    parameters: &[],
+    source: "Koto et al., SonicMigration, APSys 2012",
+    build: &[
+        ("schedule", r#""pre-copy""#),
+        ("select", r#""soft""#),
+        ("encode", r#"["raw"]"#),
+        ("stop", r#"["pages", "round-bound", "byte-bound"]"#),
+        ("stop_pages", "50"),
         ("max_rounds", "30"),
         ("max_bytes_ratio", "3.0"),
     ],

@@ -6,16 +6,25 @@ use whimbrel_model::{Extent, Page, ParameterError, Parameters, UnitSet};
 /// What a selection sees.
 #[derive(Clone, Copy, Debug)]
 pub struct SelectView<'a> {
-    /// Where the guest is. Nothing can wait while it is paused.
+    /// Where the guest is. Nothing can wait while it is paused: of the pages that it hasn't got then, those that are `free` and
+    /// not kept are left out for good.
     pub stage: Stage,
     /// What was written since the last `Take`, as of the last look; `None` before the first.
     pub peeked: Option<&'a UnitSet<Page>>,
+    /// Pages whose content is nobody's: the guest has said so, and no look at the log since has shown a write. `None` before
+    /// the first answer.
+    pub free: Option<&'a UnitSet<Page>>,
 }
 
 /// Picks from each stretch of a push what goes now. What it doesn't keep waits among the unsent pages.
 pub trait Select: Send {
     /// How many offered pages may pass between two looks at the log of writes; `None`: it needs no look.
     fn peek_every(&self) -> Option<u64>;
+
+    /// How many offered pages may pass between two questions to the guest, which pages are free; `None`: it needs no answer.
+    fn ask_every(&self) -> Option<u64> {
+        None
+    }
 
     /// Appends to `keep` what of `pages` goes now: ascending runs within `pages`.
     fn choose(&mut self, pages: Extent, view: &SelectView<'_>, keep: &mut Vec<Extent>);

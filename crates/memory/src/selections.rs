@@ -2,6 +2,7 @@
 
 mod all;
 mod peek;
+mod soft;
 
 pub use all::All;
 
@@ -9,4 +10,5 @@ use crate::select::MakeSelect;
 use whimbrel_model::Registry;
 
 /// Every selection, the null member first.
-pub const SELECTIONS: Registry<MakeSelect> = Registry { family: "selection", entries: &[all::ENTRY, peek::ENTRY] };
+pub const SELECTIONS: Registry<MakeSelect> =
+    Registry { family: "selection", entries: &[all::ENTRY, peek::ENTRY, soft::ENTRY] };

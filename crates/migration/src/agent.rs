@@ -390,7 +390,7 @@ impl Desk {
         let watch = WorkWatch::start(Arc::clone(&guest.machine), self.recorder.clone());
         let moved = self.move_away(guest, to, movement, &nic, requested, answers);
         drop(watch);
-        let left = moved.unwrap_or_else(|error| {
+        let mut left = moved.unwrap_or_else(|error| {
             let reason = in_words(&error);
             self.recorder.record(Event::Failed { reason: reason.clone() });
             Left::without_a_word(Ending::Aborted { reason })
@@ -399,6 +399,7 @@ impl Desk {
         if let Some(guest) = self.guest.as_mut().filter(|_| self.away) {
             let seen = movement.own.is_none();
             (guest.left_by, guest.came_by) = (seen.then_some(movement.session), None);
+            guest.left_out = left.left_out.take();
         }
         Ok(Answer::Ended { account: Box::new(self.account(left, false, &nic, began)) })
     }

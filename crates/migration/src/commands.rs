@@ -268,7 +268,8 @@ pub enum Answer {
     Hashes {
         /// A hash of each, in order.
         hashes: Vec<u64>,
-        /// Runs of those of which nothing can be said, because they were written since: the first and how many.
+        /// Runs of those of which nothing can be said, the first and how many: at the destination they were written since; the
+        /// source has not sent them, for they were nobody's.
         left_out: Vec<(u64, u64)>,
     },
     /// The command can't be carried out.

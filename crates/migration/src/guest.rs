@@ -22,7 +22,7 @@ use whimbrel_memory::{DirtyLog, GuestRam};
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::registry::Parameters;
 use whimbrel_model::stream::Shape;
-use whimbrel_model::{Block, Extent, Family, Nanos, PAGE_BYTES, Unit, UnitSet};
+use whimbrel_model::{Block, Extent, Family, Nanos, PAGE_BYTES, Page, Unit, UnitSet};
 use whimbrel_wire::{Role, clock};
 use whimbrel_workloads::{BuildContext, WorkloadChoice};
 
@@ -81,6 +81,8 @@ pub(crate) struct Guest {
     record: Option<Arc<CopyRecord>>,
     /// The move by which it left, whole.
     pub(crate) left_by: Option<u64>,
+    /// Pages that the destination did not get when it left, for they were nobody's; `None`: it got all.
+    pub(crate) left_out: Option<UnitSet<Page>>,
     /// The move by which it came, whole.
     pub(crate) came_by: Option<u64>,
     /// What an attempt to move it away that failed has left at the other host.
@@ -145,6 +147,7 @@ impl Guest {
             pool: Arc::clone(host.pool),
             record,
             left_by: None,
+            left_out: None,
             came_by: None,
             behind: Mutex::default(),
             ending: Arc::clone(host.ending),
@@ -270,8 +273,13 @@ impl Guest {
         self.witness.take().map_or(Ok(()), Witness::end)
     }
 
+    /// Makes all RAM zero, where the guest that comes may be given less than all of it: nobody else's pages may become its.
+    pub(crate) fn clear_ram(&self) {
+        self.ram.all().indices().for_each(|page| self.ram.zero_page(page));
+    }
+
     /// Hashes of the paused guest's pages or blocks, and which of them were written since it arrived here. A frozen source
-    /// has written nothing since.
+    /// has written nothing since, but may have left pages out.
     ///
     /// # Errors
     /// The host fails, or too many are asked for.
@@ -290,7 +298,7 @@ impl Guest {
             _ if pages.start > self.machine.ram().pages() => {
                 return Err(other("pages beyond the guest's RAM".to_owned()));
             }
-            _ if frozen => Vec::new(),
+            _ if frozen => self.left_out.as_ref().map_or_else(Vec::new, |out| runs_within(out, pages)),
             None => {
                 let why = "what the guest writes here was not logged".to_owned();
                 return Ok(Answer::NoHashes { why });

@@ -82,12 +82,23 @@ fn digest(content: &[u8]) -> u64 {
     u64::from_le_bytes(digest[..8].try_into().expect("eight bytes of thirty-two"))
 }
 
+/// Units of which nothing can be said, as ascending runs: the first and how many.
+pub(crate) struct LeftOut<'a> {
+    /// They were written at the destination since.
+    pub(crate) written: &'a [(u64, u64)],
+    /// The source has not sent them.
+    pub(crate) not_sent: &'a [(u64, u64)],
+}
+
 /// What is found of all RAM, or of all blocks, piece by piece.
 #[derive(Debug)]
 pub(crate) struct Comparison {
     family: Family,
     equal: u64,
-    left_out: u64,
+    /// Units that differ and were written at the destination since.
+    written: u64,
+    /// Units that were never sent, whatever they hold.
+    not_sent: u64,
     different: u64,
     first: Option<u64>,
 }
@@ -95,30 +106,37 @@ pub(crate) struct Comparison {
 impl Comparison {
     /// Of pages or of blocks.
     pub(crate) fn of(family: Family) -> Self {
-        Comparison { family, equal: 0, left_out: 0, different: 0, first: None }
+        Comparison { family, equal: 0, written: 0, not_sent: 0, different: 0, first: None }
     }
 
-    /// Adds the units from `start` on; of those in `left_out` nothing is said.
-    pub(crate) fn add(&mut self, start: u64, source: &[u64], destination: &[u64], left_out: &[(u64, u64)]) {
-        let out = |page: u64| left_out.iter().any(|(first, count)| (*first..first + count).contains(&page));
+    /// Adds the units from `start` on. Nothing is said of those that were never sent, for they were nobody's, and of those that
+    /// differ and were written at the destination since.
+    pub(crate) fn add(&mut self, start: u64, source: &[u64], destination: &[u64], left_out: &LeftOut<'_>) {
+        // Runs ascend.
+        let out = |page: u64, runs: &[(u64, u64)]| {
+            let next = runs.partition_point(|(first, count)| first.saturating_add(*count) <= page);
+            runs.get(next).is_some_and(|(first, _)| *first <= page)
+        };
         for offset in 0..source.len().max(destination.len()) {
             let page = start + offset as u64;
             // What one side lacks differs.
             let same = source.get(offset).is_some() && source.get(offset) == destination.get(offset);
-            match (same, same || !out(page)) {
-                (_, false) => self.left_out += 1,
-                (true, true) => self.equal += 1,
-                (false, true) => {
-                    self.different += 1;
-                    self.first.get_or_insert(page);
-                }
+            if out(page, left_out.not_sent) {
+                self.not_sent += 1;
+            } else if same {
+                self.equal += 1;
+            } else if out(page, left_out.written) {
+                self.written += 1;
+            } else {
+                self.different += 1;
+                self.first.get_or_insert(page);
             }
         }
     }
 
     /// The word on it.
     pub(crate) fn word(&self) -> Verification {
-        let (equal, out, different) = (self.equal, self.left_out, self.different);
+        let Comparison { equal, written, not_sent, different, .. } = *self;
         let (unit, whole) = match self.family {
             Family::Memory => ("page", "RAM"),
             Family::Disk => ("block", "the disk"),
@@ -126,7 +144,11 @@ impl Comparison {
         let found = |first| {
             format!("{unit} {first} of {whole} is not what the frozen source holds, {different} {unit}s in all")
         };
-        let left = format!("{out} that were written at the destination since are left out");
+        let nobodys = match not_sent {
+            0 => String::new(),
+            _ => format!(", and {not_sent} that were free at the pause and not sent"),
+        };
+        let left = format!("{written} that were written at the destination since{nobodys} are left out");
         let compared = equal + different;
         let mut word = Verification::skipped(format!(
             "all {}, source to destination at the switchover: {compared} {unit}s, {left}",
@@ -141,7 +163,7 @@ impl Comparison {
             Family::Memory => word.memory = verdict,
             Family::Disk => word.disk = verdict,
         }
-        Verification { compared, excluded: out, first_difference: self.first.map(found), ..word }
+        Verification { compared, excluded: written + not_sent, first_difference: self.first.map(found), ..word }
     }
 }
 
@@ -149,21 +171,34 @@ impl Comparison {
 mod tests {
     use super::*;
 
+    fn out<'a>(written: &'a [(u64, u64)], not_sent: &'a [(u64, u64)]) -> LeftOut<'a> {
+        LeftOut { written, not_sent }
+    }
+
     #[test]
     fn a_page_that_differs_and_was_not_written_since_is_found() {
         let mut all = Comparison::of(Family::Memory);
-        all.add(0, &[1, 2, 3], &[1, 9, 3], &[(1, 1)]);
-        all.add(3, &[4, 5], &[4, 5], &[(3, 2)]);
+        all.add(0, &[1, 2, 3], &[1, 9, 3], &out(&[(1, 1)], &[]));
+        all.add(3, &[4, 5], &[4, 5], &out(&[(3, 2)], &[]));
         let word = all.word();
         assert_eq!((word.memory, word.compared, word.excluded), (Verdict::Equal, 4, 1), "{}", word.scope);
-        all.add(5, &[6, 7, 8], &[6, 0, 0], &[(7, 1)]);
+        all.add(5, &[6, 7, 8], &[6, 0, 0], &out(&[(7, 1)], &[]));
         let word = all.word();
         assert_eq!((word.memory, word.compared, word.excluded), (Verdict::Different, 6, 2));
         assert!(
             word.first_difference.unwrap().starts_with("page 6 of RAM is not what the frozen source holds, 1 pages")
         );
-        all.add(8, &[1, 2], &[1], &[]);
+        all.add(8, &[1, 2], &[1], &out(&[], &[]));
         assert_eq!(all.different, 2, "a page that one side lacks differs");
+        all.add(10, &[1, 2, 3], &[0, 0, 3], &out(&[], &[(10, 3)]));
+        let word = all.word();
+        assert_eq!(
+            (all.different, word.excluded),
+            (2, 5),
+            "what was not sent is not compared, also where it is the same"
+        );
+        let scope = "2 that were written at the destination since, and 3 that were free at the pause and not sent";
+        assert!(word.scope.contains(scope), "{}", word.scope);
     }
 
     #[test]
@@ -172,7 +207,7 @@ mod tests {
             let nothing = Comparison::of(family).word();
             assert_eq!((nothing.memory, nothing.disk), (Verdict::Skipped, Verdict::Skipped));
             let mut all = Comparison::of(family);
-            all.add(0, &[1, 2, 3], &[4, 5, 6], &[(0, 3)]);
+            all.add(0, &[1, 2, 3], &[4, 5, 6], &out(&[(0, 3)], &[]));
             let word = all.word();
             assert_eq!((word.memory, word.disk), (Verdict::Skipped, Verdict::Skipped), "{}", word.scope);
             assert_eq!((word.compared, word.excluded), (0, 3));
@@ -192,7 +227,7 @@ mod tests {
         let hashes = volumes.map(|volume| block_hashes(&volume, Extent { start: 2, count: 65_536 }).unwrap());
         assert_eq!((hashes[0].len(), hashes[1].len()), (254, 254));
         let mut all = Comparison::of(Family::Disk);
-        all.add(2, &hashes[0], &hashes[1], &[]);
+        all.add(2, &hashes[0], &hashes[1], &out(&[], &[]));
         let word = all.word();
         assert_eq!((word.memory, word.disk, word.compared), (Verdict::Skipped, Verdict::Different, 254));
         assert!(word.first_difference.unwrap().starts_with("block 200 of the disk is not what"));

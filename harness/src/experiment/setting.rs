@@ -122,6 +122,10 @@ impl Setting {
             let why = format!("the vCPUs of machine {:?} can't be slowed", guest.machine);
             return Err(of_memory.mistake("throttle", &format!("{why}; write \"none\"")));
         }
+        if guest.brought.is_some() && memory.asks_guest() {
+            let why = "nothing in the guest of [guest.qemu] tells which of its pages are free; write \"all\"";
+            return Err(of_memory.mistake("select", why));
+        }
         let given = if own.is_some() { BTreeMap::new() } else { of_disk.plain() };
         let disk = DiskChoice::try_from(given).map_err(|e| of_disk.blame(&e))?;
         if guest.disk.is_none() && !of_disk.plain().is_empty() {

@@ -35,16 +35,9 @@ impl Select for Peek {
     }
 
     fn choose(&mut self, pages: Extent, view: &SelectView<'_>, keep: &mut Vec<Extent>) {
-        let (Stage::Push, Some(written)) = (view.stage, view.peeked) else {
-            return keep.push(pages);
-        };
-        let mut at = pages.start;
-        while at < pages.end() {
-            let next = written.next(at).map_or(pages.end(), |written| written.min(pages.end()));
-            if next > at {
-                keep.push(Extent { start: at, count: next - at });
-            }
-            at = next + 1;
+        match (view.stage, view.peeked) {
+            (Stage::Push, Some(written)) => keep.extend(written.absent_in(pages)),
+            _ => keep.push(pages),
         }
     }
 }
@@ -65,7 +58,7 @@ mod tests {
             let pages = Extent { start, count };
             let chosen = |stage| {
                 let mut keep = Vec::new();
-                Peek { every: 1 }.choose(pages, &SelectView { stage, peeked: Some(&set) }, &mut keep);
+                Peek { every: 1 }.choose(pages, &SelectView { stage, peeked: Some(&set), free: Some(&set) }, &mut keep);
                 assert!(keep.windows(2).all(|pair| pair[0].end() < pair[1].start), "runs ascend and don't touch");
                 keep.into_iter().flat_map(Extent::indices).collect::<BTreeSet<u64>>()
             };

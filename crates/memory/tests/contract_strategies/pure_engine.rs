@@ -2,7 +2,9 @@
 //!
 //! Pages are version numbers. The guest writes pages at a pace; the link carries pages at a rate; the log of writes is
 //! exact. What the real engine must do too is done in the same order: steps one by one, a push in stretches of 1 MiB,
-//! a look at the log before a stretch where the selection asks for one.
+//! a look at the log, or a question to the guest, before a stretch where the selection asks for one.
+//!
+//! Half of RAM is free when the move begins; a page that the guest writes is free no longer.
 
 use std::collections::VecDeque;
 use whimbrel_memory::{
@@ -54,9 +56,11 @@ pub struct Report {
     pub total_ns: u64,
     pub downtime_ns: u64,
     pub predicted_ns: Option<u64>,
-    /// Pages that the destination lacked when the guest was paused, and when all was done.
+    /// Pages that the destination lacked when the guest was paused, and when all was done, but for those left out.
     pub left_at_pause: u64,
     pub left_at_end: u64,
+    /// Pages that never went; all of them were free at the pause.
+    pub left_out: u64,
     /// Times that readiness was withdrawn.
     pub withdrawn: u64,
 }
@@ -73,6 +77,10 @@ pub struct Engine {
     log: UnitSet<Page>,
     peeked: Option<UnitSet<Page>>,
     since_peek: Option<u64>,
+    /// Pages that are free, and those of them that the guest has told of and no look at the log has shown to be written.
+    free: UnitSet<Page>,
+    told: Option<UnitSet<Page>>,
+    since_ask: Option<u64>,
     sent_before: UnitSet<Page>,
     open: Round,
     rounds: Vec<Round>,
@@ -112,6 +120,12 @@ pub fn migrate(choice: &MemoryChoice, setting: Setting) -> Report {
         log: UnitSet::empty(setting.pages),
         peeked: None,
         since_peek: None,
+        free: UnitSet::from_extents(
+            setting.pages,
+            [Extent { start: setting.pages / 2, count: setting.pages - setting.pages / 2 }],
+        ),
+        told: None,
+        since_ask: None,
         sent_before: UnitSet::empty(setting.pages),
         open: fresh_round(0),
         rounds: Vec::new(),
@@ -135,6 +149,9 @@ impl Engine {
                 break End::Completed(ended_by, rest);
             }
             let Some(step) = steps.pop_front() else {
+                if self.told.is_none() {
+                    self.ask_guest();
+                }
                 questions += 1;
                 if questions > MOST_QUESTIONS || self.now_ns > self.setting.longest_ns {
                     break End::Endless;
@@ -174,11 +191,12 @@ impl Engine {
     fn finish(mut self, end: End, withdrawn: u64) -> Report {
         let predicted_ns = predicted_downtime(&self.stop_view()).map(|p| p.0);
         let paused_ns = self.now_ns;
-        let mut left_at_pause = 0;
+        let (mut left_at_pause, mut left_out) = (0, UnitSet::empty(self.setting.pages));
         let mut downtime_ns = 0;
         if let End::Completed(_, rest) = end {
             self.stage = Stage::Paused;
-            self.unsent.union(&self.log);
+            self.observe_last();
+            left_out = self.leave_out();
             left_at_pause = self.unsent.count();
             if rest == Rest::CarryOver {
                 let all: Vec<Extent> = self.unsent.extents().collect();
@@ -188,7 +206,11 @@ impl Engine {
             self.stage = Stage::Pull;
             self.pull();
         }
-        let lacks = self.source.iter().zip(&self.destination).filter(|(s, d)| s != d).count();
+        let lacks = (0..self.setting.pages).filter(|page| {
+            let at = *page as usize;
+            !left_out.contains(*page) && self.source[at] != self.destination[at]
+        });
+        let lacks = lacks.count();
         Report {
             end,
             rounds: self.rounds,
@@ -198,8 +220,36 @@ impl Engine {
             predicted_ns,
             left_at_pause,
             left_at_end: lacks as u64,
+            left_out: left_out.count(),
             withdrawn,
         }
+    }
+
+    /// The guest tells what is free, if the selection goes by it.
+    fn ask_guest(&mut self) {
+        if self.strategy.select.ask_every().is_some() {
+            self.told = Some(self.free.clone());
+            self.since_ask = Some(0);
+        }
+    }
+
+    /// The last take, with the guest paused: it ends no round.
+    fn observe_last(&mut self) {
+        self.unsent.union(&self.log);
+        self.told.iter_mut().for_each(|told| told.subtract(&self.log));
+    }
+
+    /// What is free, and the selection doesn't keep in the pause, never goes.
+    fn leave_out(&mut self) -> UnitSet<Page> {
+        let mut out = self.told.clone().unwrap_or_else(|| UnitSet::empty(self.setting.pages));
+        out.intersect(&self.unsent);
+        let view = SelectView { stage: self.stage, peeked: self.peeked.as_ref(), free: self.told.as_ref() };
+        let mut keep = Vec::new();
+        out.extents().for_each(|run| self.strategy.select.choose(run, &view, &mut keep));
+        keep.into_iter().for_each(|run| out.remove_extent(run));
+        assert!(out.iter().all(|page| self.free.contains(page)), "a page that is in use was left out");
+        self.unsent.subtract(&out);
+        out
     }
 
     /// The guest runs at the destination: what was left behind follows.
@@ -256,11 +306,12 @@ impl Engine {
             let page = write % self.setting.working_pages;
             self.source[page as usize] += 1;
             self.log.insert(page);
+            self.free.remove(page);
         }
     }
 
     fn push(&mut self, extents: &[Extent], limit: Option<ByteRate>) {
-        self.since_peek = None;
+        (self.since_peek, self.since_ask) = (None, self.since_ask.filter(|offered| *offered == 0));
         self.open.limit = limit.map(|l| l.0);
         let mut seen = UnitSet::<Page>::empty(self.setting.pages);
         for extent in extents {
@@ -284,8 +335,15 @@ impl Engine {
             self.since_peek = Some(0);
         }
         self.since_peek = self.since_peek.map(|n| n + pages.count);
+        if self.stage == Stage::Push
+            && let Some(every) = self.strategy.select.ask_every()
+            && self.since_ask.is_none_or(|n| n >= every)
+        {
+            self.ask_guest();
+        }
+        self.since_ask = self.since_ask.map(|n| n + pages.count);
         let mut keep = Vec::new();
-        let view = SelectView { stage: self.stage, peeked: self.peeked.as_ref() };
+        let view = SelectView { stage: self.stage, peeked: self.peeked.as_ref(), free: self.told.as_ref() };
         self.strategy.select.choose(pages, &view, &mut keep);
         let mut bytes = 0;
         for page in keep.into_iter().flat_map(Extent::indices) {
@@ -306,6 +364,7 @@ impl Engine {
     }
 
     fn observe(&mut self, observe: Observe) {
+        self.told.iter_mut().for_each(|told| told.subtract(&self.log));
         match observe {
             Observe::Peek => self.peeked = Some(self.log.clone()),
             Observe::Take => {
@@ -336,7 +395,8 @@ impl Engine {
     }
 
     fn stop_view(&self) -> StopView<'_> {
-        let rest = self.unsent.count() + self.log.count() - self.unsent.count_common(&self.log);
+        let free = self.told.as_ref().map_or(0, |told| self.unsent.count_common(told));
+        let rest = self.unsent.count() - free + self.log.count() - self.unsent.count_common(&self.log);
         StopView {
             remaining_units: rest,
             remaining_bytes: rest * PAGE_BYTES,

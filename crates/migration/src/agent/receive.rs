@@ -37,6 +37,9 @@ impl Desk {
         self.listen(Mark::Destination);
         let is_new = self.take_up(spec, movement)?;
         let guest = self.guest.as_mut().ok_or_else(no_guest)?;
+        if movement.memory.asks_guest() {
+            guest.clear_ram();
+        }
         let context = guest.disk_context();
         let needs = context.as_ref().map(|context| movement.disk.needs(context));
         let remains = needs.is_some_and(|needs| needs.remains);

@@ -1,13 +1,13 @@
 //! The transfer of one family's units at the source: what is unsent, what is on its way, and the schedule's answers.
 
-use super::{Run, Written};
+use super::Run;
+use super::flow_words::{Around, FlowUnit, Known, Readiness, Want};
 use std::collections::VecDeque;
-use whimbrel_memory::{Select, SelectView};
-use whimbrel_model::event::{EndedBy, Round, Sent};
+use whimbrel_memory::Select;
+use whimbrel_model::event::{Round, Sent};
 use whimbrel_model::strategy::{Stage, Verdict};
 use whimbrel_model::{
-    Block, ByteRate, Event, Extent, Family, Mirroring, Nanos, Observe, Ordered, Page, Rest, Schedule, Step, Unit,
-    UnitSet, View, WriteCounts,
+    ByteRate, Event, Extent, Family, Nanos, Observe, Ordered, Rest, Schedule, Step, Unit, UnitSet, View, WriteCounts,
 };
 
 /// Bytes that one job asks a lane to send.
@@ -23,85 +23,6 @@ const JOBS_AT_ONCE: usize = 2;
 /// How often a schedule that has nothing to do is asked again.
 pub(super) const ASK_AGAIN: Nanos = Nanos(20_000_000);
 
-/// What a schedule said when it was ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Readiness {
-    pub(super) rest: Rest,
-    pub(super) firm: bool,
-    pub(super) ended_by: EndedBy,
-}
-
-/// What a flow wants of the driver.
-#[derive(Debug, PartialEq)]
-pub(super) enum Want {
-    Send {
-        job: u64,
-        runs: Vec<Run>,
-        limit: Option<ByteRate>,
-        content: bool,
-        offered: bool,
-    },
-    Observe(Observe),
-    Deferred(u64),
-    /// From now on; what the destination lacks now.
-    Mirror(Mirroring, Vec<Extent>),
-    Abort(String),
-}
-
-/// What the core knows that a schedule may know too.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Around {
-    pub(super) now: Nanos,
-    pub(super) stage: Stage,
-    pub(super) bandwidth: Option<ByteRate>,
-    pub(super) other_ready: bool,
-}
-
-/// The part of a unit's type that the core needs: which family, and how a written set of it is told apart.
-pub(super) trait FlowUnit: Unit {
-    const FAMILY: Family;
-    fn of(written: Written) -> Option<(UnitSet<Self>, Option<WriteCounts<Self>>)>;
-    fn choose(
-        select: &mut dyn Select,
-        run: Extent,
-        stage: Stage,
-        peeked: Option<&UnitSet<Self>>,
-        keep: &mut Vec<Extent>,
-    );
-}
-
-impl FlowUnit for Page {
-    const FAMILY: Family = Family::Memory;
-    fn of(written: Written) -> Option<(UnitSet<Page>, Option<WriteCounts<Page>>)> {
-        match written {
-            Written::Pages(set) => Some((set, None)),
-            Written::Blocks(..) => None,
-        }
-    }
-    fn choose(
-        select: &mut dyn Select,
-        run: Extent,
-        stage: Stage,
-        peeked: Option<&UnitSet<Self>>,
-        keep: &mut Vec<Extent>,
-    ) {
-        select.choose(run, &SelectView { stage, peeked }, keep);
-    }
-}
-
-impl FlowUnit for Block {
-    const FAMILY: Family = Family::Disk;
-    fn of(written: Written) -> Option<(UnitSet<Block>, Option<WriteCounts<Block>>)> {
-        match written {
-            Written::Blocks(set, counts) => Some((set, counts)),
-            Written::Pages(_) => None,
-        }
-    }
-    fn choose(_: &mut dyn Select, run: Extent, _: Stage, _: Option<&UnitSet<Self>>, keep: &mut Vec<Extent>) {
-        keep.push(run);
-    }
-}
-
 /// What the flow is waiting for before it takes its next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Awaiting {
@@ -110,6 +31,8 @@ enum Awaiting {
     Observation,
     /// A look at the log before the next stretch of a push.
     PeekToSelect,
+    /// The guest's answer to the question of that number.
+    Hints(u64),
     /// The schedule has nothing to do, or is ready: asked again at an instant.
     Instant(Nanos),
 }
@@ -141,6 +64,11 @@ pub(super) struct Flow<U: FlowUnit> {
     sent_before: UnitSet<U>,
     peeked: Option<UnitSet<U>>,
     counts: Option<WriteCounts<U>>,
+    /// Units that the guest said are free, less those that a look at the log has shown to be written since; `None`: it has
+    /// not said anything.
+    free: Option<UnitSet<U>>,
+    /// Units that are never sent: they were free when the guest was paused.
+    left_out: UnitSet<U>,
     queue: VecDeque<Extent>,
     limit: Option<ByteRate>,
     /// What is queued goes by its digests first.
@@ -148,6 +76,9 @@ pub(super) struct Flow<U: FlowUnit> {
     steps: VecDeque<Step<U>>,
     awaiting: Awaiting,
     since_peek: Option<u64>,
+    since_ask: Option<u64>,
+    /// The guest was asked so often.
+    asked: u64,
     jobs: Vec<Job>,
     next_job: u64,
     open: OpenRound,
@@ -181,12 +112,16 @@ impl<U: FlowUnit> Flow<U> {
             sent_before: UnitSet::empty(len),
             peeked: None,
             counts: None,
+            free: None,
+            left_out: UnitSet::empty(len),
             queue: VecDeque::new(),
             limit: None,
             offered: false,
             steps: VecDeque::new(),
             awaiting: Awaiting::Nothing,
             since_peek: None,
+            since_ask: None,
+            asked: 0,
             jobs: Vec::new(),
             next_job: 0,
             open: OpenRound::default(),
@@ -213,11 +148,17 @@ impl<U: FlowUnit> Flow<U> {
         &self.unsent
     }
 
+    pub(super) fn left_out(&self) -> &UnitSet<U> {
+        &self.left_out
+    }
+
     /// Units with content that the destination would lack if the guest were paused now, as far as is known.
     pub(super) fn remaining_units(&self) -> u64 {
         let queued = self.jobs.iter().map(|job| job.content_units).sum::<u64>();
         let written = self.peeked.as_ref().map_or(0, |p| p.count() - p.count_common(&self.unsent));
-        self.unsent.count() - self.unsent.count_common(&self.holes) + queued + written
+        // Blocks may be holes and pages may be free: no unit is both.
+        let empty = [Some(&self.holes), self.free.as_ref()].into_iter().flatten();
+        self.unsent.count() - empty.map(|empty| self.unsent.count_common(empty)).sum::<u64>() + queued + written
     }
 
     pub(super) fn unit_bytes(&self) -> u64 {
@@ -266,7 +207,7 @@ impl<U: FlowUnit> Flow<U> {
         self.queue.clear();
         self.steps.clear();
         self.awaiting = Awaiting::Nothing;
-        self.since_peek = None;
+        (self.since_peek, self.since_ask) = (None, None);
         (self.limit, self.offered) = (None, false);
     }
 
@@ -284,6 +225,36 @@ impl<U: FlowUnit> Flow<U> {
     pub(super) fn carry_over(&mut self) {
         self.begin_stage();
         self.queue.extend(self.unsent.extents());
+    }
+
+    /// The guest has answered. What it says counts only where it is waited for: then no look at the log has come in since the
+    /// question, and all that is written to a page that it names will show in the next one.
+    pub(super) fn hinted(&mut self, question: u64, free: UnitSet<U>) {
+        if self.awaits_hints(question) {
+            self.awaiting = Awaiting::Nothing;
+            self.since_ask = Some(0);
+            self.free = Some(free);
+        }
+    }
+
+    /// Whether the answer to that question is waited for.
+    pub(super) fn awaits_hints(&self, question: u64) -> bool {
+        self.awaiting == Awaiting::Hints(question)
+    }
+
+    /// The guest is paused and the log taken for the last time: what is free now is nobody's for good, and what of it the
+    /// selection doesn't keep is not sent. Returns how many units that are.
+    pub(super) fn leave_out(&mut self) -> u64 {
+        let Some(free) = &self.free else { return 0 };
+        let mut out = self.unsent.clone();
+        out.intersect(free);
+        let known = Known { stage: Stage::Paused, peeked: self.peeked.as_ref(), free: Some(free) };
+        let mut keep = Vec::new();
+        out.extents().for_each(|run| U::choose(self.select.as_mut(), run, &known, &mut keep));
+        keep.into_iter().for_each(|kept| out.remove_extent(kept));
+        self.unsent.subtract(&out);
+        self.left_out = out;
+        self.left_out.count()
     }
 
     /// What was written needn't be sent: it never leaves its place.
@@ -365,6 +336,7 @@ impl<U: FlowUnit> Flow<U> {
             self.since_peek = Some(0);
         }
         self.holes.subtract(&written);
+        self.free.iter_mut().for_each(|free| free.subtract(&written));
         match observe {
             Observe::Peek => {
                 self.peeked = Some(written);
@@ -434,6 +406,10 @@ impl<U: FlowUnit> Flow<U> {
             }
             match self.steps.pop_front() {
                 Some(step) => self.take_step(step, around, requested, wants),
+                // A schedule that pushes nothing is ready at once, and then it is too late to ask.
+                None if around.stage == Stage::Push && self.asked == 0 && self.select.ask_every().is_some() => {
+                    self.ask_guest(wants);
+                }
                 None => {
                     let answer = self.ask(around, requested);
                     if answer.is_empty() {
@@ -451,12 +427,7 @@ impl<U: FlowUnit> Flow<U> {
     /// Hands queued units to the lane. True once the queue is empty and everything handed over is sent.
     fn fill_lanes(&mut self, around: &Around, wants: &mut Vec<Want>) -> bool {
         while !self.queue.is_empty() && self.jobs.len() < JOBS_AT_ONCE {
-            if around.stage == Stage::Push
-                && let Some(every) = self.select.peek_every()
-                && self.since_peek.is_none_or(|n| n >= every)
-            {
-                self.awaiting = Awaiting::PeekToSelect;
-                wants.push(Want::Observe(Observe::Peek));
+            if around.stage == Stage::Push && self.looks_first(wants) {
                 return false;
             }
             let (runs, content_units) = self.next_runs(around, wants);
@@ -469,6 +440,24 @@ impl<U: FlowUnit> Flow<U> {
             }
         }
         self.is_quiet()
+    }
+
+    /// Whether the selection must know more before the next stretch of a push; then that is asked for.
+    fn looks_first(&mut self, wants: &mut Vec<Want>) -> bool {
+        let due = |every: Option<u64>, since: Option<u64>| every.is_some_and(|every| since.is_none_or(|n| n >= every));
+        if due(self.select.ask_every(), self.since_ask) {
+            self.ask_guest(wants);
+        } else if due(self.select.peek_every(), self.since_peek) {
+            self.awaiting = Awaiting::PeekToSelect;
+            wants.push(Want::Observe(Observe::Peek));
+        }
+        self.awaiting != Awaiting::Nothing
+    }
+
+    fn ask_guest(&mut self, wants: &mut Vec<Want>) {
+        self.asked += 1;
+        self.awaiting = Awaiting::Hints(self.asked);
+        wants.push(Want::Ask(self.asked));
     }
 
     /// Takes up to a job's worth of unsent units off the queue; also how many of them hold content.
@@ -491,13 +480,16 @@ impl<U: FlowUnit> Flow<U> {
             if head.count < front.count {
                 self.queue.push_front(Extent { start: head.end(), count: front.count - head.count });
             }
-            if let Some(n) = &mut self.since_peek {
-                *n += head.count;
+            for since in [&mut self.since_peek, &mut self.since_ask].into_iter().flatten() {
+                *since += head.count;
             }
             for part in still_unsent(&self.unsent, head) {
                 keep.clear();
-                U::choose(self.select.as_mut(), part, stage, self.peeked.as_ref(), &mut keep);
-                deferred += part.count - keep.iter().map(|k| k.count).sum::<u64>();
+                let known = Known { stage, peeked: self.peeked.as_ref(), free: self.free.as_ref() };
+                U::choose(self.select.as_mut(), part, &known, &mut keep);
+                // What is free doesn't wait: it goes never, or once it is written.
+                let hard = |run: Extent| run.count - self.free.as_ref().map_or(0, |free| free.count_in(run));
+                deferred += hard(part) - keep.iter().map(|kept| hard(*kept)).sum::<u64>();
                 for kept in &keep {
                     self.unsent.remove_extent(*kept);
                     *(if hole { &mut empty } else { &mut content }) += kept.count;
@@ -558,6 +550,8 @@ impl<U: FlowUnit> Flow<U> {
     fn enqueue(&mut self, units: &Ordered<U>, limit: Option<ByteRate>, offered: bool) {
         (self.limit, self.offered) = (limit, offered);
         self.since_peek = None;
+        // An answer that nothing was offered by yet is as good as a new one.
+        self.since_ask = self.since_ask.filter(|offered| *offered == 0);
         self.queue.extend(units.extents().iter().copied().filter(|e| e.count > 0));
     }
 

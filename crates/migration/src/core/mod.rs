@@ -5,8 +5,9 @@
 //!
 //! ```text
 //!   Setup       connect, negotiate, reserve; arm the logs of writes
-//!   Push        Send, Observe, Send, ...            ──pages, blocks──►  fill RAM and disk
-//!   Switchover  Pause, Drain, last Observe, SaveState
+//!   Push        Ask (which pages are free), where the selection goes by it
+//!               Send, Observe, Send, ...            ──pages, blocks──►  fill RAM and disk
+//!   Switchover  Pause, Drain, last Observe, SaveState; what is free still is left out for good
 //!               Send what is carried over           ──pages, blocks──►
 //!               Barrier                             ──in the lane────►  BarrierArrived
 //!               Say State{device, missing sets}     ─────────────────►  BeginPull, LoadState
@@ -27,6 +28,7 @@ mod bandwidth;
 mod destination;
 mod fetching;
 mod flow;
+mod flow_words;
 mod last_word;
 mod source;
 mod source_words;

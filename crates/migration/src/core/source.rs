@@ -1,7 +1,8 @@
 //! The source's core: drives both families' flows through the phases and keeps the books.
 
 use super::bandwidth::Bandwidth;
-use super::flow::{Around, Flow, FlowUnit, Want};
+use super::flow::Flow;
+use super::flow_words::{Around, FlowUnit, Want};
 use super::last_word::LastWord;
 use super::source_words::{Limits, Progress, SourceEffect, SourceInput, SourcePlan};
 use super::{Ending, Written};
@@ -94,6 +95,11 @@ impl SourceCore {
         self.phase
     }
 
+    /// The pages that the destination never gets, for they were free when the guest was paused.
+    pub fn left_out(&self) -> &UnitSet<Page> {
+        self.memory.left_out()
+    }
+
     /// What a progress display shows: bytes sent of memory and disk, rounds of memory, bandwidth, predicted downtime.
     pub fn progress(&self) -> Progress {
         Progress {
@@ -132,6 +138,12 @@ impl SourceCore {
             }
             SourceInput::Sent { family, job, sent } => self.sent(now, family, job, &sent, effects),
             SourceInput::Observed { observe, written } => self.observed(now, observe, written, effects),
+            SourceInput::Hinted { question, free: Ok(free) } => self.memory.hinted(question, free),
+            SourceInput::Hinted { question, free: Err(why) } if self.memory.awaits_hints(question) => {
+                return self.lost(format!("the guest does not tell which pages are free: {why}"), effects);
+            }
+            // The guest was paused before it answered.
+            SourceInput::Hinted { .. } => {}
             SourceInput::Paused { .. } => {
                 self.switchover.paused = true;
                 effects.push(SourceEffect::Drain);
@@ -258,6 +270,10 @@ impl SourceCore {
                 }
                 if switching && self.memory.is_taken() {
                     self.switchover.memory_taken = true;
+                    let pages = self.memory.leave_out();
+                    if pages > 0 {
+                        effects.push(SourceEffect::Record(Event::LeftOut { pages }));
+                    }
                     match self.memory_rest {
                         Rest::CarryOver => self.memory.carry_over(),
                         Rest::LeaveBehind | Rest::Remain => self.memory.begin_stage(),
@@ -441,6 +457,7 @@ impl SourceCore {
                     effects.push(SourceEffect::Send { family, job, runs, limit, demanded: false, offered });
                 }
                 Want::Observe(observe) => effects.push(SourceEffect::Observe { family, observe }),
+                Want::Ask(question) => effects.push(SourceEffect::Ask { question }),
                 Want::Deferred(pages) => effects.push(SourceEffect::Record(Event::Deferred { pages })),
                 Want::Mirror(mirroring, missing) => match &self.disk {
                     Some(disk) if family == Family::Disk => {

@@ -66,6 +66,13 @@ pub enum SourceInput {
         /// What it held.
         written: Written,
     },
+    /// The guest has said which of its pages are free, or why it can't.
+    Hinted {
+        /// The question's number.
+        question: u64,
+        /// Those that were free at an instant after the question, each at its own.
+        free: Result<UnitSet<Page>, String>,
+    },
     /// No vCPU executes guest code.
     Paused {
         /// When the last one had left it.
@@ -128,6 +135,11 @@ pub enum SourceEffect {
         family: Family,
         /// Take it or peek at it.
         observe: Observe,
+    },
+    /// Ask the guest which of its pages are free; [`SourceInput::Hinted`] answers. The log of its writes to memory is armed.
+    Ask {
+        /// The question's number.
+        question: u64,
     },
     /// Mirror the guest's writes to the disk from now on.
     Mirror {

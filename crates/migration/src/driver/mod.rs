@@ -23,6 +23,7 @@ mod acknowledged;
 mod control_lane;
 mod destination;
 mod disk_lane;
+mod hint_lane;
 mod memory_lane;
 mod mirror_lane;
 mod offer_lane;

@@ -129,7 +129,7 @@ pub fn leave_own(
     let coming = [Some(Coming::carry_out(ends.memory, lanes.memory)?), disk];
     recorder.record(Event::Moment { moment: Moment::SetupDone });
     recorder.record(Event::Phase { phase: Phase::Push });
-    let left = |ending, own| Left { ending, clock, missing_blocks: None, behind: None, own };
+    let left = |ending, own| Left { clock, own, ..Left::without_a_word(ending) };
     control.set_read_timeout(Some(WORD))?;
     let departed = machine.leave_by_itself(own);
     let [_, disk_bytes] = coming.map(|coming| coming.map(Coming::end));

@@ -3,6 +3,7 @@
 use super::acknowledged::Acknowledged;
 use super::control_lane::{begin_as_source, hear, say};
 use super::disk_lane::{DiskJob, DiskSender, serve_pulls};
+use super::hint_lane::serve_questions;
 use super::memory_lane::{LaneJob, LaneSender};
 use super::mirror_lane::MirrorLane;
 use super::offer_lane::OfferLane;
@@ -24,7 +25,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use whimbrel_disk::{BuildContext as DiskContext, MirrorSink, PulledAs, Volume};
 use whimbrel_machine::Machine;
 use whimbrel_memory::{BuildContext, DirtyLog, EncodeChain};
-use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Needs, Observe, UnitSet};
+use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Needs, Observe, Page, UnitSet};
 use whimbrel_wire::page_frames::{Frame, HEADER_BYTES};
 use whimbrel_wire::{AsyncLinkStream, Class, LinkStream, Severer, clock};
 
@@ -84,6 +85,8 @@ pub struct Left {
     pub missing_blocks: Option<u64>,
     /// What the destination's copy of the disk is behind in, where the guest runs on here and another attempt may follow.
     pub behind: Option<Behind>,
+    /// Pages that were left out, for they were free when the guest was paused here; `None`: none were.
+    pub left_out: Option<UnitSet<Page>>,
     /// What the hypervisor says of a migration of its own.
     pub own: Option<serde_json::Value>,
 }
@@ -91,7 +94,7 @@ pub struct Left {
 impl Left {
     /// That it ended, and nothing else.
     pub fn without_a_word(ending: Ending) -> Self {
-        Left { ending, clock: None, missing_blocks: None, behind: None, own: None }
+        Left { ending, clock: None, missing_blocks: None, behind: None, left_out: None, own: None }
     }
 }
 
@@ -142,13 +145,17 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<L
     let demand_encode = movement.memory.build(&BuildContext { pages, seed }).encode;
     let (inputs, received) = channel();
     let encodes = [encode, demand_encode];
-    let lanes = Lanes::start(&machine, &volume, remains, connections, encodes, &inputs, &parts.runtime)?;
+    let mut lanes = Lanes::start(&machine, &volume, remains, connections, encodes, &inputs, &parts.runtime)?;
+    if movement.memory.asks_guest() {
+        lanes.questions = Some(ask_guest(&machine, &inputs, &recorder));
+    }
     let (core, timer, ending) = (SourceCore::new(plan), None, None);
     let mut source = Source { core, machine, volume, remains, acknowledged, log, recorder, lanes, timer, ending };
     source.feed(SourceInput::Start);
     let ending = source.run(&received, progress);
     let behind = source.leave(&ending);
-    Ok(Left { ending, clock, missing_blocks: missing_count, behind, own: None })
+    let left_out = Some(source.core.left_out()).filter(|pages| !pages.is_empty()).cloned();
+    Ok(Left { ending, clock, missing_blocks: missing_count, behind, left_out, own: None })
 }
 
 /// What the destination lacks, by what both hosts know of its copy; the volume records from before it is looked at.
@@ -207,6 +214,8 @@ struct Lanes {
     demand: Option<Sender<LaneJob>>,
     disk: Option<UnboundedSender<DiskJob>>,
     mirror: Option<Arc<MirrorLane>>,
+    /// To the guest, where the selection goes by what it says.
+    questions: Option<Sender<u64>>,
     sever: Vec<Severer>,
     running: Receiver<()>,
     barriers: u64,
@@ -278,7 +287,7 @@ impl Lanes {
             }
         }
         let (push, demand) = (Some(push_jobs), Some(demand_jobs));
-        Ok(Lanes { control, push, demand, disk, mirror, sever, running, barriers: 0 })
+        Ok(Lanes { control, push, demand, disk, mirror, questions: None, sever, running, barriers: 0 })
     }
 
     /// Lets every thread end: by the ends of their work, or, if the other side doesn't see to it, by force.
@@ -286,6 +295,7 @@ impl Lanes {
         self.push = None;
         self.demand = None;
         self.disk = None;
+        self.questions = None;
         if by_force {
             self.sever.iter().for_each(Severer::sever);
         }
@@ -297,6 +307,14 @@ impl Lanes {
             self.control.sever();
         }
     }
+}
+
+/// Starts the thread that asks the guest. A guest that is paused answers nothing, and its move doesn't wait for that.
+fn ask_guest(machine: &Arc<dyn Machine>, inputs: &Sender<SourceInput>, recorder: &Recorder) -> Sender<u64> {
+    let (questions, asked) = channel();
+    let (machine, inputs, recorder) = (Arc::clone(machine), inputs.clone(), recorder.clone());
+    std::thread::spawn(move || serve_questions(&*machine, &asked, &inputs, &recorder));
+    questions
 }
 
 /// Starts a thread whose failure ends the move. It holds `alive` as long as it runs.
@@ -425,6 +443,10 @@ impl Source {
             SourceEffect::Observe { family, observe } => {
                 let written = self.observe(family, observe)?;
                 return Ok(Some(SourceInput::Observed { observe, written }));
+            }
+            SourceEffect::Ask { question } => {
+                // The log is armed and was not taken since the core asked.
+                self.lanes.questions.iter().for_each(|lane| _ = lane.send(question));
             }
             SourceEffect::Mirror { mirroring, missing } => {
                 if let (Some(volume), Some(mirror)) = (&self.volume, &self.lanes.mirror) {

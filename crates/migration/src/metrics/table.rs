@@ -94,7 +94,7 @@ pub const METRICS: &[Metric] = &[
     amount("pages.delta", "count", Neither, "Pages sent as a difference from the version sent last."),
     amount("pages.compressed", "count", Neither, "Pages sent compressed."),
     amount("pages.reference", "count", Neither, "Pages sent as the name of content held elsewhere."),
-    amount("pages.skipped", "count", Neither, "Pages that a push offered and the selection let wait; a page may count more than once."),
+    amount("pages.skipped", "count", Neither, "Pages that a push offered and the selection let wait (a page may count more than once), and pages that never went because they were free when the guest was paused (each once)."),
     amount("blocks.pushed", "count", Neither, "Blocks that the source sent unasked."),
     amount("blocks.pulled", "count", Neither, "Blocks that the destination fetched before the guest asked."),
     amount("blocks.demanded", "count", Neither, "Blocks sent because the guest waited for them."),

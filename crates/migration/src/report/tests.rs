@@ -169,6 +169,7 @@ fn transfers_are_split() {
         source(6, sent(Family::Disk, Stage::Pull, true, 3, 0)),
         source(7, Event::Deferred { pages: 5 }),
         source(8, Event::Deferred { pages: 6 }),
+        source(9, Event::LeftOut { pages: 20 }),
     ]);
     let link = LinkCounters {
         from: "source".into(),
@@ -184,7 +185,7 @@ fn transfers_are_split() {
     assert_eq!((bytes.disk_first, bytes.disk_again), (111 * 4096, 0));
     assert_eq!((bytes.control, bytes.total), (Some(1000), Some(127 * 4096 + 1000)));
     assert_eq!(report.blocks, Some(Blocks { pushed: 101, pulled: 7, demanded: 3, zero: 4 }));
-    assert_eq!((report.pages.raw, report.pages.zero, report.pages.skipped), (10, 2, 11));
+    assert_eq!((report.pages.raw, report.pages.zero, report.pages.skipped), (10, 2, 31));
     assert_eq!(report.links[0].achieved_bytes_per_s, Some((127 * 4096 + 1000) as f64));
     assert!(report.reasons.contains_key("links.wire_bytes"));
 }

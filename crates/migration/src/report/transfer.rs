@@ -86,7 +86,7 @@ impl Pages {
     pub(super) fn of(events: &[Recorded]) -> Self {
         let sent = sum(events, Family::Memory, |_, _| true);
         let skipped = events.iter().map(|e| match e.event {
-            Event::Deferred { pages } => pages,
+            Event::Deferred { pages } | Event::LeftOut { pages } => pages,
             _ => 0,
         });
         Pages {

@@ -4,7 +4,7 @@
 use super::{Agent, Move, SessionError, in_words};
 use crate::commands::{Answer, Command, Software};
 use crate::report::{Outcome, Verdict as RowVerdict, Verify};
-use crate::witness::{Comparison, HASHES_AT_ONCE};
+use crate::witness::{Comparison, HASHES_AT_ONCE, LeftOut};
 use whimbrel_machine::{Verdict, Verification};
 use whimbrel_model::{Family, PAGE_BYTES};
 
@@ -98,7 +98,9 @@ fn compare(
     let mut comparison = Comparison::of(family);
     for first in (0..units).step_by(HASHES_AT_ONCE as usize) {
         match (ask(there, first)?, ask(here, first)?) {
-            (Ok((destination, left_out)), Ok((source, _))) => comparison.add(first, &source, &destination, &left_out),
+            (Ok((destination, written)), Ok((source, not_sent))) => {
+                comparison.add(first, &source, &destination, &LeftOut { written: &written, not_sent: &not_sent });
+            }
             (Err(why), _) | (_, Err(why)) => return Ok(Err(why)),
         }
     }

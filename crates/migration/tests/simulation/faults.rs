@@ -16,6 +16,10 @@ pub enum Fault {
     Cancel(u64),
     /// The destination can't go on at this event.
     DestinationFails(u64),
+    /// The guest can't tell which of its pages are free.
+    KnowsNothing,
+    /// The guest calls pages free that are in use: the check has to see it.
+    CallsAllFree,
     /// The engine loses one unit: not a fault of the world, but of ours; the check has to see it.
     DropOneUnit,
 }

@@ -2,7 +2,7 @@
 
 use whimbrel_migration::core::{DestinationInput, Run, SourceInput};
 use whimbrel_model::event::Sent;
-use whimbrel_model::{ByteRate, Family, Nanos};
+use whimbrel_model::{ByteRate, Family, Nanos, Page, UnitSet};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
@@ -52,6 +52,11 @@ pub enum Happening {
     },
     /// The guest does something.
     Guest,
+    /// The guest looks which of its pages are free: the first half of them, then, with what it has seen, the rest.
+    Looks {
+        question: u64,
+        seen: Option<UnitSet<Page>>,
+    },
     /// The lanes end, and with `control` so does the link.
     Break {
         control: bool,

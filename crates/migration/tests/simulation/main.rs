@@ -23,11 +23,24 @@ const SEEDS: u64 = 20_000;
 fn memory_choices() -> Vec<MemoryChoice> {
     let schedules = whimbrel_memory::SCHEDULES.names().map(|n| ("schedule", n));
     let presets = whimbrel_memory::PRESETS.names().map(|n| ("preset", n));
-    schedules
-        .chain(presets)
-        .map(|(key, name)| {
-            let table = [(key.to_owned(), serde_json::json!(name))].into();
-            MemoryChoice::read(&table).unwrap_or_else(|e| panic!("{name}: {e}"))
+    let plain = schedules.chain(presets).map(|(key, name)| {
+        let table = [(key.to_owned(), serde_json::json!(name))].into();
+        MemoryChoice::read(&table).unwrap_or_else(|e| panic!("{name}: {e}"))
+    });
+    plain.chain(that_ask()).collect()
+}
+
+/// Every schedule with every selection that goes by what the guest says.
+fn that_ask() -> Vec<MemoryChoice> {
+    let asking =
+        whimbrel_memory::SELECTIONS.entries.iter().filter(|s| s.parameters.iter().any(|p| p.name == "ask_every"));
+    let pairs = asking.flat_map(|select| whimbrel_memory::SCHEDULES.names().map(|schedule| (schedule, select.name)));
+    pairs
+        .map(|(schedule, select)| {
+            // RAM as small as this one would be asked about once.
+            let table = serde_json::json!({"schedule": schedule, "select": select, "ask_every": 100});
+            let choice = MemoryChoice::read(&serde_json::from_value(table).expect("a table is a map"));
+            choice.unwrap_or_else(|e| panic!("{schedule} and {select}: {e}"))
         })
         .collect()
 }
@@ -135,4 +148,41 @@ fn the_simulation_sees_a_page_that_was_not_sent() {
     let mut world = World::new(3, pre_copy, disks[0].as_ref(), Fault::DropOneUnit);
     let verdict = world.run().expect("it runs");
     assert!(world.check(verdict).is_err(), "a page that the lane dropped must be seen");
+}
+
+#[test]
+fn what_is_free_is_left_out_and_nothing_else() {
+    for memory in that_ask().iter().filter(|memory| memory.name() != "faulty") {
+        let mut left_out = 0;
+        for seed in 0..300 {
+            let mut world = World::new(seed, memory, None, Fault::None);
+            let verdict = world.run().unwrap_or_else(|e| panic!("{}, seed {seed}: {e}", memory.name()));
+            assert_eq!(verdict, Verdict::Completed, "{}, seed {seed}", memory.name());
+            world.check(verdict).unwrap_or_else(|e| panic!("{}, seed {seed}: {e}", memory.name()));
+            left_out += world.left_out();
+        }
+        assert!(left_out > 0, "{}: a guest of which half is free moves whole", memory.name());
+    }
+}
+
+#[test]
+fn a_guest_that_calls_pages_free_that_are_in_use_is_found_out() {
+    for memory in that_ask().iter().filter(|memory| memory.name() != "faulty") {
+        let mut world = World::new(3, memory, None, Fault::CallsAllFree);
+        let verdict = world.run().expect("it runs");
+        assert!(world.check(verdict).is_err(), "{}: a page in use was left out", memory.name());
+    }
+}
+
+#[test]
+fn a_guest_that_cannot_tell_what_is_free_stays_where_it_is() {
+    let (asking, disks) = (that_ask(), disk_choices());
+    for memory in &asking {
+        for disk in &disks {
+            let mut world = World::new(5, memory, disk.as_ref(), Fault::KnowsNothing);
+            let verdict = world.run().expect("it ends");
+            assert_eq!(verdict, Verdict::Aborted, "{} and {:?}", memory.name(), disk.as_ref().map(|d| d.name()));
+            world.check(verdict).expect("it runs on at the source");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The event queue: two cores, four lanes, one guest, and what breaks.
 
+mod living;
+
 use crate::faults::{Fault, Verdict};
 use crate::guest::Units;
 use crate::happening::{Happening, Lane, Scheduled};
@@ -98,7 +100,8 @@ impl World {
         change: impl FnOnce(&mut SourcePlan),
     ) -> Self {
         let mut rng = Rng::new(seed);
-        let pages = Units::new(PAGES, &mut rng);
+        let mut pages = Units::new(PAGES, &mut rng);
+        (0..rng.below(PAGES)).for_each(|page| pages.free(page));
         let blocks = disk.map(|_| Units::new(BLOCKS, &mut rng));
         let bytes_per_s = 2e6 + rng.unit() * 50e6;
         let context = DiskContext { blocks: BLOCKS, block_bytes: BLOCK_BYTES, seed };
@@ -273,6 +276,7 @@ impl World {
                 }
             }
             Happening::Guest => self.guest(),
+            Happening::Looks { question, seen } => self.look(question, seen),
             Happening::Break { control } => self.link_breaks(control),
         }
     }
@@ -394,82 +398,9 @@ impl World {
         self.schedule(free, Happening::PrefetchAnswered { job, units });
     }
 
-    /// One write of the guest, wherever it runs; at the destination it may have to wait for what is missing.
-    fn guest(&mut self) {
-        if self.source_ending.is_some() && self.destination_ending.is_some() {
-            return;
-        }
-        let pause = self.write_every.0.max(1000);
-        let next = pause / 2 + self.rng.below(pause);
-        self.after(next, Happening::Guest);
-        if self.waits_for_page.is_some() || self.waits_for_block.is_some() || self.now < self.mirrored {
-            return;
-        }
-        let on_disk = self.blocks.is_some() && self.rng.chance(0.3);
-        let unit = if on_disk { self.rng.below(BLOCKS) } else { self.rng.below(PAGES) };
-        if self.runs_at_source {
-            match (&mut self.blocks, on_disk) {
-                (Some(blocks), true) => {
-                    blocks.write_at_source(unit);
-                    if let (Some((_, copied)), false) = (&mut self.mirror, self.lanes_up) {
-                        copied.remove(unit);
-                    }
-                    if let Some((mirroring, copied)) = self.mirror.as_mut().filter(|_| self.lanes_up) {
-                        // Its lane is the pushes' lane: what is read later arrives later.
-                        blocks.written.remove(unit);
-                        if *mirroring == Mirroring::All || copied.contains(unit) {
-                            copied.insert(unit);
-                            let units = vec![(unit, blocks.source[unit as usize])];
-                            let at = self.through(Lane::Disk, BLOCK_BYTES, None).plus(self.delay);
-                            self.schedule(at, Happening::Arrives { family: Family::Disk, units, acknowledge: None });
-                            self.mirrored = at.plus(self.delay);
-                        }
-                    }
-                    if let Some((stretch, counts)) = &mut self.counts {
-                        counts[(unit / *stretch) as usize] += 1;
-                    }
-                }
-                _ => self.pages.write_at_source(unit),
-            }
-        } else if self.runs_at_destination {
-            self.access_at_destination(unit, on_disk);
-        }
-    }
-
-    fn access_at_destination(&mut self, unit: u64, on_disk: bool) {
-        if on_disk {
-            let Some(blocks) = &mut self.blocks else { return };
-            if self.remains {
-                // Every request crosses; while the link is down none is answered.
-                if self.link_up {
-                    blocks.write_at_source(unit);
-                }
-            } else if blocks.missing.contains(unit) {
-                self.waits_for_block = Some(unit);
-                let ns = self.delay.0;
-                self.after(ns, Happening::Pulls { block: unit });
-            } else {
-                blocks.write_at_destination(unit);
-            }
-        } else if self.pages.missing.contains(unit) {
-            self.waits_for_page = Some(unit);
-            self.tell_destination(DestinationInput::Fault(vec![unit]));
-        } else {
-            self.pages.write_at_destination(unit);
-        }
-    }
-
-    fn wake(&mut self) {
-        if let Some(page) = self.waits_for_page.filter(|p| !self.pages.missing.contains(*p)) {
-            self.waits_for_page = None;
-            self.pages.write_at_destination(page);
-        }
-        if let (Some(block), Some(blocks)) = (self.waits_for_block, &mut self.blocks)
-            && !blocks.missing.contains(block)
-        {
-            self.waits_for_block = None;
-            blocks.write_at_destination(block);
-        }
+    /// The pages that are never sent.
+    pub fn left_out(&self) -> u64 {
+        self.source.left_out().count()
     }
 
     fn tell_source(&mut self, input: SourceInput) {
@@ -502,6 +433,10 @@ impl World {
                 let written = self.observe(family, observe);
                 let ns = self.rng.below(100_000);
                 self.after(ns, Happening::Source(SourceInput::Observed { observe, written }));
+            }
+            SourceEffect::Ask { question } => {
+                let ns = self.rng.below(200_000);
+                self.after(ns, Happening::Looks { question, seen: None });
             }
             SourceEffect::Pause => {
                 self.runs_at_source = false;
