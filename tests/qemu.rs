@@ -6,6 +6,8 @@
 mod brought;
 #[path = "qemu/faults.rs"]
 mod faults;
+#[path = "qemu/free_pages.rs"]
+mod free_pages;
 
 use serde_json::Value;
 use std::fs;

@@ -3,6 +3,7 @@
 use crate::GuestError;
 use crate::block_device::BlockDevice;
 use crate::boot::host;
+use crate::page_flags::{PageFlags, free_is_nobodys};
 use rustix::mm::MlockAllFlags;
 use std::fs::File;
 use std::io::{BufReader, Write};
@@ -10,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use whimbrel_disk::GuestDisk;
-use whimbrel_machine::machines::qemu::words::{BEAT_NS, FromGuest, Task, ToGuest, hear, line};
+use whimbrel_machine::machines::qemu::words::{BEAT_NS, FromGuest, Task, ToGuest, hear, line, run_lengths};
 use whimbrel_machine::{Begin, MACHINES, Machine, MachineSetup, Operations, Software, fill_ram, monotonic};
 use whimbrel_memory::GuestRam;
 use whimbrel_model::PAGE_BYTES;
@@ -49,6 +50,10 @@ pub(crate) fn serve(port: &File) -> Result<(), GuestError> {
                 machine.run();
                 Ok(())
             }),
+            Ok(Some(ToGuest::Hint { question, frames })) => {
+                say(&speak, &hint(guest.as_ref(), question, frames));
+                Ok(())
+            }
             Ok(Some(ToGuest::Freeze)) => guest.iter().try_for_each(|(machine, ram)| freeze(machine, ram, &speak)),
             Ok(None) => {
                 std::thread::sleep(ALONE);
@@ -124,6 +129,27 @@ fn freeze(machine: &Arc<dyn Machine>, ram: &GuestRam, speak: &Say) -> Result<(),
     let state = String::from_utf8(machine.save_state()?).map_err(|e| GuestError::Task(e.to_string()))?;
     say(speak, &FromGuest::Frozen { state, frames: frames(ram)? });
     Ok(())
+}
+
+/// Says which of so many frames are free, or why that can't be said.
+fn hint(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, question: u64, frames: u64) -> FromGuest {
+    match free_is_nobodys().and_then(|()| flags(guest, frames).map_err(|error| error.to_string())) {
+        Ok(PageFlags { free, types }) => FromGuest::Hints { question, free: run_lengths(&free), types },
+        Err(why) => FromGuest::NoHints { question, why },
+    }
+}
+
+/// What the kernel says of its pages, and what the operations have freed of those that are the agent's.
+fn flags(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, of: u64) -> Result<PageFlags, GuestError> {
+    let mut flags = PageFlags::read(of)?;
+    if let Some((machine, ram)) = guest {
+        let freed = machine.hints()?.free;
+        if !freed.is_empty() {
+            let frames: Vec<u64> = frames(ram)?.into_iter().flat_map(|(first, count)| first..first + count).collect();
+            freed.iter().for_each(|page| _ = flags.free.insert(frames[page as usize]));
+        }
+    }
+    Ok(flags)
 }
 
 /// Where the pages lie in the guest's physical memory, as runs of frames.

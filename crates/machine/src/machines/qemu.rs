@@ -35,7 +35,7 @@ pub use initramfs::INIT;
 use crate::clock::monotonic;
 use crate::error::MachineError;
 use crate::machine::{
-    Begin, Departure, Machine, MachineSetup, Operations, OwnEnds, OwnMove, Paused, Progress, Silence, Software,
+    Begin, Departure, Hints, Machine, MachineSetup, Operations, OwnEnds, OwnMove, Paused, Progress, Silence, Software,
     Testimony,
 };
 use crate::machines::Kind;
@@ -66,6 +66,9 @@ const BOOT: Duration = Duration::from_secs(180);
 
 /// How long the agent may take to stop between two operations.
 const FREEZE: Duration = Duration::from_secs(60);
+
+/// How long the agent may take to read the kernel's tables of pages: a translated guest of 256 MiB takes a tenth of a second.
+const HINTS: Duration = Duration::from_secs(30);
 
 /// How long an event may take that QEMU tells before it answers.
 const EVENT: Duration = Duration::from_secs(10);
@@ -388,6 +391,10 @@ impl Machine for QemuMachine {
         self.lock().executes = false;
         let frames = words::spread(&runs, self.workload_pages, self.ram.pages())?;
         Ok(Some(Testimony { state: state.into_bytes(), frames: Some(frames) }))
+    }
+
+    fn hints(&self) -> Result<Hints, MachineError> {
+        self.inside.agent()?.hints(self.ram.pages(), HINTS, &|| self.ended())
     }
 
     fn prepare_to_leave(&self, own: &OwnMove) -> Result<OwnEnds<UnixListener>, MachineError> {

@@ -1,24 +1,30 @@
 //! The host's end of the guest's port: hears the agent in the guest, and stamps its heartbeats by the host's clock.
 
-use super::words::{FromGuest, ToGuest, hear, line};
+use super::words::{FromGuest, ToGuest, from_run_lengths, hear, line};
 use crate::clock::monotonic;
 use crate::error::MachineError;
-use crate::machine::{Progress, Silence};
+use crate::machine::{Hints, Progress, Silence};
 use std::io::{BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use whimbrel_model::Nanos;
+use whimbrel_model::rng::derive;
+use whimbrel_model::{Nanos, PageTypes};
 
 /// How often a wait looks whether it should be given up.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The frames that are free, as run lengths, and what all are.
+type Told = (Vec<u64>, PageTypes);
 
 #[derive(Default)]
 struct Heard {
     here: Option<u64>,
     ready: bool,
     frozen: Option<(String, Vec<(u64, u64)>)>,
+    /// The last answer to a question which pages are free, with the question's number; `Err`: why there is none.
+    hints: Option<(u64, Result<Told, String>)>,
     failed: Option<String>,
     closed: Option<String>,
     progress: Progress,
@@ -91,6 +97,25 @@ impl Port {
         self.heard().frozen = None;
         self.say(&ToGuest::Freeze)?;
         self.wait("to stop between two operations", patience, ended, |heard| heard.frozen.take())
+    }
+
+    /// Asks the agent which frames are free, of so many.
+    ///
+    /// # Errors
+    /// It can't tell, or does not answer in time, as where the guest is paused.
+    pub(super) fn hints(
+        &self,
+        frames: u64,
+        patience: Duration,
+        ended: &dyn Fn() -> Option<String>,
+    ) -> Result<Hints, MachineError> {
+        // The same at no other time and in no other process, at this host or at the one that the guest moves to.
+        let question = derive(u64::from(std::process::id()), monotonic().0);
+        self.say(&ToGuest::Hint { question, frames })?;
+        let what = "to say which pages are free";
+        let answer = self.wait(what, patience, ended, |heard| heard.hints.take_if(|(of, _)| *of == question))?;
+        let (free, types) = answer.1.map_err(MachineError::Hypervisor)?;
+        Ok(Hints { free: from_run_lengths(&free, frames)?, types: Some(types) })
     }
 
     fn wait<T>(
@@ -185,6 +210,8 @@ fn listen(mut reader: BufReader<UnixStream>, shared: &Shared) {
                 heard.progress = Progress { units, operations };
             }
             Ok(Some(FromGuest::Frozen { state, frames })) => heard.frozen = Some((state, frames)),
+            Ok(Some(FromGuest::Hints { question, free, types })) => heard.hints = Some((question, Ok((free, types)))),
+            Ok(Some(FromGuest::NoHints { question, why })) => heard.hints = Some((question, Err(why))),
             Ok(Some(FromGuest::Failed { why })) => heard.failed = Some(format!("the guest's agent: {why}")),
             // QEMU's own end is told of by its monitor.
             Ok(None) => over = true,

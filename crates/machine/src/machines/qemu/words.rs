@@ -4,6 +4,7 @@ use crate::error::MachineError;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, Read};
 use whimbrel_model::stream::Shape;
+use whimbrel_model::{Extent, Page, PageTypes, UnitSet};
 
 /// The port's name.
 pub const PORT: &str = "whimbrel";
@@ -32,6 +33,14 @@ pub enum ToGuest {
     Go,
     /// Stop between two operations, and say [`FromGuest::Frozen`].
     Freeze,
+    /// Say which pages are free: [`FromGuest::Hints`] or [`FromGuest::NoHints`]. The guest runs on.
+    Hint {
+        /// The question's number. A question may move with the guest and be answered at another host, which has not asked it:
+        /// no two are the same.
+        question: u64,
+        /// How many frames the guest's memory has.
+        frames: u64,
+    },
 }
 
 /// Said by the agent.
@@ -60,6 +69,23 @@ pub enum FromGuest {
         state: String,
         /// Where the workload's pages lie: runs of frames of guest-physical memory, in the order of the pages.
         frames: Vec<(u64, u64)>,
+    },
+    /// What the guest's kernel knows of its pages.
+    Hints {
+        /// The question's number.
+        question: u64,
+        /// Frames of guest-physical memory that were free at an instant after the question, each at its own, as
+        /// [`run_lengths`] has them.
+        free: Vec<u64>,
+        /// What all frames are.
+        types: PageTypes,
+    },
+    /// It can't say which pages are free.
+    NoHints {
+        /// The question's number.
+        question: u64,
+        /// Why.
+        why: String,
     },
     /// It can't go on.
     Failed {
@@ -115,9 +141,63 @@ pub fn spread(runs: &[(u64, u64)], pages: u64, limit: u64) -> Result<Vec<u64>, M
     if frames.len() as u64 == pages { Ok(frames) } else { Err(wrong("there are too few")) }
 }
 
+/// A set of frames as the lengths of its runs: of those that are not in it, of those that are, and so on in turns. A few
+/// thousand numbers at most, for Linux keeps what is free together.
+pub fn run_lengths(frames: &UnitSet<Page>) -> Vec<u64> {
+    let mut lengths = Vec::new();
+    let mut at = 0;
+    for run in frames.extents() {
+        lengths.extend([run.start - at, run.count]);
+        at = run.end();
+    }
+    lengths
+}
+
+/// The set that the lengths say, over so many frames.
+///
+/// # Errors
+/// They reach further. They come from a guest, and may be anything.
+pub fn from_run_lengths(lengths: &[u64], frames: u64) -> Result<UnitSet<Page>, MachineError> {
+    let mut set = UnitSet::empty(frames);
+    let mut at: u64 = 0;
+    for (index, length) in lengths.iter().enumerate() {
+        let end = at.checked_add(*length).filter(|end| *end <= frames);
+        let end = end.ok_or_else(|| {
+            MachineError::Hypervisor("the guest's agent calls a frame free that lies outside the guest's memory".into())
+        })?;
+        if index % 2 == 1 {
+            set.insert_extent(Extent { start: at, count: *length });
+        }
+        at = end;
+    }
+    Ok(set)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_set_of_frames_crosses_as_run_lengths(runs in prop::collection::vec((0u64..3000, 1u64..300), 0..40)) {
+            let set = UnitSet::from_extents(3000, runs.into_iter().map(|(start, count)| Extent { start, count }));
+            let lengths = run_lengths(&set);
+            prop_assert_eq!(from_run_lengths(&lengths, 3000).unwrap(), set.clone());
+            let last = set.extents().last().map_or(0, Extent::end);
+            prop_assert!(last == 0 || from_run_lengths(&lengths, last - 1).is_err());
+        }
+
+        #[test]
+        fn any_lengths_are_a_set_within_memory_or_refused(lengths in prop::collection::vec(any::<u64>(), 0..6),
+                                                          small in prop::collection::vec(0u64..50, 0..60)) {
+            for lengths in [lengths, small] {
+                if let Ok(set) = from_run_lengths(&lengths, 700) {
+                    prop_assert!(set.len() == 700 && set.count() == lengths.iter().skip(1).step_by(2).sum::<u64>());
+                }
+            }
+        }
+    }
 
     #[test]
     fn what_is_said_is_heard() {
