@@ -10,6 +10,7 @@ use whimbrel_model::{Event, Family, PAGE_BYTES};
 #[test]
 fn each_page_goes_or_is_left_out_and_what_is_in_use_goes() {
     let pair = Pair::start();
+    let mut all_left_out = 0;
     for (seed, schedule) in (1..).zip(SCHEDULES.names().filter(|name| *name != "faulty")) {
         let memory = json!({"schedule": schedule, "select": "soft", "ask_every": 512});
         let desktop = json!({"use": "idle-desktop", "speed": 10000});
@@ -30,11 +31,14 @@ fn each_page_goes_or_is_left_out_and_what_is_in_use_goes() {
                     _ => {}
                 }
             }
-            assert!(answers > 0 && left_out > 0, "{schedule}: {answers} answers, {left_out} pages left out");
+            assert!(answers > 0, "{schedule}: the guest was not asked");
             assert_eq!(report.pages.skipped, left_out, "{schedule}");
             // A page that was sent before it was freed, and written between, is left out too.
             let pages = RAM_BYTES / PAGE_BYTES;
-            assert!(first + left_out >= pages && first < pages, "{schedule}: {first} sent, {left_out} left out");
+            assert!(first + left_out >= pages && first <= pages, "{schedule}: {first} sent, {left_out} left out");
+            all_left_out += left_out;
         }
     }
+    // At one pause a desktop may have all that it freed in use again; at eight of them it doesn't.
+    assert!(all_left_out > 0, "guests that free pages moved all of them");
 }

@@ -19,8 +19,8 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use whimbrel_model::{Page, PageTypes, UnitSet};
 
-/// Entries that are read at once.
-const AT_ONCE: usize = 8192;
+/// Entries that are read at once: a page full. What the agent writes to answer is dirty and moves.
+const AT_ONCE: usize = 512;
 
 const ENTRY_BYTES: u64 = 8;
 
@@ -51,7 +51,7 @@ impl PageFlags {
     pub(crate) fn read(frames: u64) -> Result<Self, GuestError> {
         let table = File::open("/proc/kpageflags").map_err(host("/proc/kpageflags"))?;
         let mut flags = PageFlags { free: UnitSet::empty(frames), types: PageTypes::default() };
-        let (mut entries, mut again) = (vec![0; AT_ONCE * 8], vec![0; AT_ONCE * 8]);
+        let (mut entries, mut again) = ([0; AT_ONCE * 8], [0; AT_ONCE * 8]);
         let mut first = 0;
         while first < frames {
             let wanted = AT_ONCE.min((frames - first) as usize) * 8;

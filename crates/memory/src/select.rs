@@ -21,7 +21,8 @@ pub trait Select: Send {
     /// How many offered pages may pass between two looks at the log of writes; `None`: it needs no look.
     fn peek_every(&self) -> Option<u64>;
 
-    /// How many offered pages may pass between two questions to the guest, which pages are free; `None`: it needs no answer.
+    /// How many pages may go between two questions to the guest, which pages are free; `None`: it needs no answer. The first
+    /// question comes before any page. To answer takes the guest time, and makes it write.
     fn ask_every(&self) -> Option<u64> {
         None
     }

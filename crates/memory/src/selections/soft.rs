@@ -13,7 +13,7 @@ pub(super) const ENTRY: Entry<MakeSelect> = Entry {
     summary: "leaves out pages that the guest says are free, while pushing and, for good, at the pause",
     parameters: &[Parameter {
         name: "ask_every",
-        summary: "pages offered between two questions to the guest; it is also asked before the first page and each round",
+        summary: "pages that go between two questions to the guest; the first comes before any page",
         kind: Kind::Count,
         default: Some("16384"),
     }],

@@ -311,7 +311,7 @@ impl Engine {
     }
 
     fn push(&mut self, extents: &[Extent], limit: Option<ByteRate>) {
-        (self.since_peek, self.since_ask) = (None, self.since_ask.filter(|offered| *offered == 0));
+        self.since_peek = None;
         self.open.limit = limit.map(|l| l.0);
         let mut seen = UnitSet::<Page>::empty(self.setting.pages);
         for extent in extents {
@@ -341,10 +341,10 @@ impl Engine {
         {
             self.ask_guest();
         }
-        self.since_ask = self.since_ask.map(|n| n + pages.count);
         let mut keep = Vec::new();
         let view = SelectView { stage: self.stage, peeked: self.peeked.as_ref(), free: self.told.as_ref() };
         self.strategy.select.choose(pages, &view, &mut keep);
+        self.since_ask = self.since_ask.map(|n| n + keep.iter().map(|kept| kept.count).sum::<u64>());
         let mut bytes = 0;
         for page in keep.into_iter().flat_map(Extent::indices) {
             assert!(pages.indices().contains(&page), "a selection answers with what it was offered");

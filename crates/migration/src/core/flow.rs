@@ -76,6 +76,7 @@ pub(super) struct Flow<U: FlowUnit> {
     steps: VecDeque<Step<U>>,
     awaiting: Awaiting,
     since_peek: Option<u64>,
+    /// Units that went since the last answer; `None` before the first.
     since_ask: Option<u64>,
     /// The guest was asked so often.
     asked: u64,
@@ -207,7 +208,7 @@ impl<U: FlowUnit> Flow<U> {
         self.queue.clear();
         self.steps.clear();
         self.awaiting = Awaiting::Nothing;
-        (self.since_peek, self.since_ask) = (None, None);
+        self.since_peek = None;
         (self.limit, self.offered) = (None, false);
     }
 
@@ -480,8 +481,8 @@ impl<U: FlowUnit> Flow<U> {
             if head.count < front.count {
                 self.queue.push_front(Extent { start: head.end(), count: front.count - head.count });
             }
-            for since in [&mut self.since_peek, &mut self.since_ask].into_iter().flatten() {
-                *since += head.count;
+            if let Some(n) = &mut self.since_peek {
+                *n += head.count;
             }
             for part in still_unsent(&self.unsent, head) {
                 keep.clear();
@@ -491,6 +492,9 @@ impl<U: FlowUnit> Flow<U> {
                 let hard = |run: Extent| run.count - self.free.as_ref().map_or(0, |free| free.count_in(run));
                 deferred += hard(part) - keep.iter().map(|kept| hard(*kept)).sum::<u64>();
                 for kept in &keep {
+                    if let Some(n) = &mut self.since_ask {
+                        *n += kept.count;
+                    }
                     self.unsent.remove_extent(*kept);
                     *(if hole { &mut empty } else { &mut content }) += kept.count;
                     split_by(&mut self.sent_before, *kept, &mut runs);
@@ -550,8 +554,6 @@ impl<U: FlowUnit> Flow<U> {
     fn enqueue(&mut self, units: &Ordered<U>, limit: Option<ByteRate>, offered: bool) {
         (self.limit, self.offered) = (limit, offered);
         self.since_peek = None;
-        // An answer that nothing was offered by yet is as good as a new one.
-        self.since_ask = self.since_ask.filter(|offered| *offered == 0);
         self.queue.extend(units.extents().iter().copied().filter(|e| e.count > 0));
     }
 
