@@ -275,8 +275,11 @@ fn a_copy_stays_where_the_machine_for_it_cannot_be_made() {
     let (here, spec) = (Desk::at(source.address), guest(1, 2, light()));
     here.begin(&spec);
     let first = recorded(json!({"strategy": "faulty", "rounds": 1}), &[]);
-    carry(&here, &Desk::at(destination.address), destination.address, &spec, &first);
+    // Its coordinator doesn't hang up before it ends: that would have removed the copy.
+    let before = Desk::at(destination.address);
+    carry(&here, &before, destination.address, &spec, &first);
     destination.end();
+    drop(before);
     let destination = Agent::start(place.destination.path());
     let there = Desk::at(destination.address);
     let second = recorded(json!({}), &[first.session]);

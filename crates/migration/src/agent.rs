@@ -209,21 +209,25 @@ async fn coordinate(mut stream: TcpStream, shared: Arc<Shared>, mut ended: tokio
             let _ = answers.send(last);
             desk
         });
-        loop {
+        let heard = loop {
             tokio::select! {
                 answer = given.recv() => match answer {
                     Some(answer) if tell(&mut stream, &answer).await.is_ok() => {}
-                    _ => break,
+                    answer => break answer.is_none(),
                 },
-                () = hung_up(&stream) => break,
-                _ = ended.changed() => break,
+                () = hung_up(&stream) => break false,
+                _ = ended.changed() => break false,
             }
-        }
+        };
         // Nobody listens any more: a move that goes on learns of it by its next report, and ends.
         drop(given);
         match working.await {
             Ok(back) => desk = back,
             Err(_) => return,
+        }
+        // Who asked and was not answered must not wait: the connection ends.
+        if !heard {
+            break;
         }
     }
     // Threads end and files go: not on the runtime's own threads.
