@@ -59,6 +59,36 @@ fn a_wall_meter_is_a_program() {
 }
 
 #[test]
+fn a_program_that_fails_is_not_replaced_by_another_meter() {
+    let tree = Tree::new();
+    tree.package(0, 0, 262_143_328_850);
+    let moving = tree.keep_moving(100_000);
+    let reading = read(&["--energy-root", tree.path(), "--meter-command", "exit 1"]);
+    moving.stop();
+    assert_eq!(reading["kind"], Value::Null, "{reading}");
+    let why = reading["why"].as_str().unwrap();
+    assert!(why.starts_with("command: ") && !why.contains("powercap"), "{why}");
+}
+
+#[test]
+fn guests_that_move_at_once_have_no_energy_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("two.toml"), folder.path().join("out"));
+    let text = "[guest]\nram = \"16 MiB\"\ncount = 2\n[workload]\nuse = \"idle\"\n[energy]\nmodel = \"defaults\"\n";
+    std::fs::write(&file, text).unwrap();
+    let output = whimbrel(&["run", file.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rows = std::fs::read_to_string(out.join("trials.jsonl")).unwrap();
+    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        let energy = &row["energy"];
+        assert_eq!((&energy["kind"], &energy["gross_uj"]), (&Value::Null, &Value::Null), "{energy}");
+        assert!(energy["why"].as_str().unwrap().contains("2 guests move at once"), "{energy}");
+    }
+}
+
+#[test]
 fn watching_shows_power_or_says_why_not() {
     let tree = Tree::new();
     tree.package(0, 0, 262_143_328_850);

@@ -6,7 +6,7 @@
 use crate::row::Row;
 use crate::summary::quantile;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use whimbrel_energy::fit::{Fit, Law, Point, fit};
 use whimbrel_migration::report::{EnergyKind, Outcome};
 use whimbrel_model::quantity;
@@ -40,10 +40,17 @@ const STRUNK: Named = ("strunk", "energy overhead = bytes x (p0 / bandwidth + p1
 const LIU: Named = ("liu", "energy overhead = a x bytes + b", Law::Liu);
 const MODEL: Named = ("model", "gross energy = core_w x CPU time + byte_nj x bytes + base_w x time", Law::Model);
 
-/// The rows that laws are fitted to: completed, with energies of this kind.
+/// The rows of one run that laws are fitted to: with energies of this kind, of trials all of whose trips were completed.
 pub fn of_kind(rows: &[Row], kind: EnergyKind) -> Vec<&Row> {
-    let fits = |row: &&Row| row.report.outcome == Outcome::Completed && row.report.energy.kind == Some(kind);
-    rows.iter().filter(fits).collect()
+    let fits = |row: &Row| row.report.energy.kind == Some(kind);
+    rows.iter().zip(completed(rows)).filter(|(row, completed)| *completed && fits(row)).map(|(row, _)| row).collect()
+}
+
+/// Of each of one run's rows, whether all trips of its trial and guest were completed: one that lacks some is no sample.
+pub fn completed(rows: &[Row]) -> Vec<bool> {
+    let trial = |row: &Row| (row.cell.clone(), row.trial, row.guest);
+    let lacking: BTreeSet<_> = rows.iter().filter(|row| row.report.outcome != Outcome::Completed).map(trial).collect();
+    rows.iter().map(|row| !lacking.contains(&trial(row))).collect()
 }
 
 /// Strunk's and Liu's laws over all cells; then a line over the guest's memory and Strunk's law over the link's rate, for the
@@ -238,6 +245,10 @@ mod tests {
         assert_eq!(had.iter().map(|p| p.0).collect::<Vec<_>>(), [12.5, 25.0, 50.0]);
         assert!(had.iter().zip(&law).all(|(a, b)| (a.1 - b.1).abs() < 1e-3) && had[0].1 > had[2].1);
         assert!(of_kind(&rows, EnergyKind::Modelled).is_empty());
+        // A trial of which a trip was aborted is no sample.
+        let mut lacking: Vec<Row> = rows.iter().chain(&rows[..1]).cloned().collect();
+        (lacking[5].trip, lacking[5].report.outcome) = (1, Outcome::Aborted);
+        assert_eq!(overheads(&of_kind(&lacking, EnergyKind::Measured))[0].points.len(), 4);
         // Rows of two runs of one experiment are points of their own.
         let twice: Vec<&Row> = rows.iter().chain(&rows).collect();
         assert_eq!(overheads(&twice)[0].points.len(), 10);

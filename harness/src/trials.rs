@@ -215,7 +215,10 @@ fn make(
         let key = format!("{:?}", (workload, &setting.guest, &setting.energy));
         if !controls.contains_key(&key) {
             progress(stage("control run"));
-            controls.insert(key.clone(), session::control_run(hosts, &plan.guest, control_time, plan.energy.as_ref())?);
+            controls.insert(
+                key.clone(),
+                session::control_run(hosts, &plan.guest, control_time, plan.energy.as_ref().ok())?,
+            );
         }
         baselines.push(controls[&key].clone());
     }
@@ -301,11 +304,16 @@ fn plan(request: &Request<'_>, guest: u32) -> TrialPlan {
         trips: of.trips,
         attempts: of.attempts,
         verify: request.verify,
-        energy: Some(EnergyPlan {
-            spec: setting.energy.spec(),
-            idle: setting.energy.idle.into(),
-            both_ways: of.trips > 1,
-        }),
+        energy: match of.count {
+            1 => Ok(EnergyPlan {
+                spec: setting.energy.spec(),
+                idle: setting.energy.idle.into(),
+                both_ways: of.trips > 1,
+            }),
+            guests => {
+                Err(format!("{guests} guests move at once, and a host's counters don't tell whose the energy is"))
+            }
+        },
     }
 }
 

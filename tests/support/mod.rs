@@ -170,7 +170,7 @@ pub fn plan(guest: GuestSpec, memory: Value, disk: Value) -> TrialPlan {
         trips: 1,
         attempts: 1,
         verify: true,
-        energy: None,
+        energy: Err("no energy is wanted here".to_owned()),
     }
 }
 

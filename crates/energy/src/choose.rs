@@ -35,7 +35,7 @@ pub struct Chosen {
 pub struct Measured {
     /// The meter's name.
     pub meter: &'static str,
-    /// From the first reading to the last.
+    /// From the first figure to the last, of those that are counted.
     pub window: Nanos,
     /// Microjoules of every domain; `None`: its reason is in `reasons`.
     pub domains: BTreeMap<String, Option<u64>>,
@@ -45,9 +45,9 @@ pub struct Measured {
     pub counted: Vec<String>,
 }
 
-/// The meters to try, in order: one, or all but the null meter.
-fn wanted(name: Option<&str>) -> Result<Vec<&'static Entry<crate::Open>>, Unmeasured> {
-    match name {
+/// The meters to try, in order: one, or all but the null meter. Who gives a program means that, and nothing else in its place.
+fn wanted(place: &Place, name: Option<&str>) -> Result<Vec<&'static Entry<crate::Open>>, Unmeasured> {
+    match name.or(place.command.as_ref().map(|_| "command")) {
         Some(name) => Ok(vec![METERS.find(name).map_err(|e| Unmeasured::because(e.to_string()))?]),
         None => Ok(METERS.entries.iter().filter(|e| e.name != "null").collect()),
     }
@@ -67,7 +67,7 @@ const LOOKS: usize = 8;
 /// None works; the reason says why of each.
 pub fn choose(place: &Place, meter: Option<&str>, clock: Clock) -> Result<Chosen, Unmeasured> {
     let mut why = Vec::new();
-    for entry in wanted(meter)? {
+    for entry in wanted(place, meter)? {
         match (entry.build)(place).and_then(|meter| accept(meter, clock)) {
             Ok((meter, absent)) => return Ok(Chosen { name: entry.name, meter, absent }),
             Err(reason) => why.push(format!("{}: {reason}", entry.name)),
@@ -140,19 +140,16 @@ struct Open {
     meter: Box<dyn Meter>,
     counters: Vec<Counter>,
     copies: Copies,
-    first: Option<Nanos>,
-    last: Nanos,
 }
 
 impl Open {
     fn new(name: &'static str, meter: Box<dyn Meter>) -> Self {
         let counters = meter.domains().iter().map(Counter::new).collect();
-        Open { name, meter, counters, copies: Copies::default(), first: None, last: Nanos(0) }
+        Open { name, meter, counters, copies: Copies::default() }
     }
 
     fn read(&mut self, clock: Clock) {
-        self.last = add(&mut *self.meter, &mut self.counters, &mut self.copies, clock);
-        self.first.get_or_insert(self.last);
+        add(&mut *self.meter, &mut self.counters, &mut self.copies, clock);
     }
 }
 
@@ -169,7 +166,7 @@ pub fn measure(
     clock: Clock,
 ) -> Result<Measured, Unmeasured> {
     let (mut open, mut why) = (Vec::new(), Vec::new());
-    for entry in wanted(meter)? {
+    for entry in wanted(place, meter)? {
         match (entry.build)(place) {
             Ok(meter) => open.push(Open::new(entry.name, meter)),
             Err(reason) => why.push(format!("{}: {reason}", entry.name)),
@@ -211,9 +208,12 @@ fn figures(open: &Open) -> Measured {
         domains.insert(domain.name.clone(), total.ok().filter(|_| !copies.contains(&domain.name)));
     }
     let counts = counted(open.meter.domains());
-    let counted = open.meter.domains().iter().zip(counts).filter(|(d, c)| *c && !copies.contains(&d.name));
+    let counted = open.meter.domains().iter().zip(&counts).filter(|(d, c)| **c && !copies.contains(&d.name));
     let counted = counted.map(|(d, _)| d.name.clone()).collect();
-    let window = open.last.since(open.first.unwrap_or(open.last));
+    // Of the figures, not of the attempts: a meter at the plug has something new once a second or so.
+    let spans = || open.counters.iter().zip(&counts).filter(|(_, counted)| **counted).filter_map(|(c, _)| c.span());
+    let (first, last) = (spans().map(|(first, _)| first).min(), spans().map(|(_, last)| last).max());
+    let window = last.unwrap_or_default().since(first.unwrap_or_default());
     Measured { meter: open.name, window, domains, reasons, counted }
 }
 
@@ -221,4 +221,36 @@ fn figures(open: &Open) -> Measured {
 pub(crate) fn pace(counters: &[Counter], asked: Duration) -> Duration {
     let shortest = counters.iter().filter_map(Counter::longest_gap).min();
     shortest.map_or(asked, |gap| asked.min(Duration::from(gap) / 4).max(Duration::from_micros(200)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meter::{Domain, Reading};
+
+    /// A meter at the plug that has had two figures, a second apart, however often it was asked.
+    struct Plug([Domain; 1]);
+
+    impl Meter for Plug {
+        fn domains(&self) -> &[Domain] {
+            &self.0
+        }
+
+        fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
+            let second = 1_000_000_000;
+            let at = now.0 / second * second;
+            vec![Ok(Reading { at: Nanos(at), uj: at / 10 })]
+        }
+    }
+
+    #[test]
+    fn energy_and_window_are_of_the_same_stretch() {
+        let domain = Domain { name: "wall".to_owned(), kind: DomainKind::Host, package: None, range_uj: None };
+        let mut open = Open::new("command", Box::new(Plug([domain])));
+        for clock in [|| Nanos(1_900_000_000), || Nanos(2_500_000_000), || Nanos(3_800_000_000)] as [Clock; 3] {
+            open.read(clock);
+        }
+        let Measured { window, domains, .. } = figures(&open);
+        assert_eq!((window, domains["wall"]), (Nanos(2_000_000_000), Some(200_000_000)), "100 W");
+    }
 }

@@ -150,6 +150,11 @@ impl Counter {
         }))
     }
 
+    /// From the first reading to the last, as their meter dates them; `None`: it was not read.
+    pub fn span(&self) -> Option<(Nanos, Nanos)> {
+        Some((self.first?.at, self.last?.at))
+    }
+
     /// The energy so far even if it is none yet, for a counter that is known to move; `None`: it can't be told.
     pub fn so_far(&self) -> Option<u64> {
         (self.lost.is_none() && self.missing.is_none() && self.last.is_some()).then_some(self.total_uj)

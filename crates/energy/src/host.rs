@@ -3,7 +3,7 @@
 use crate::choose::{Chosen, Clock, choose, reopen};
 use crate::counter::patience;
 use crate::meter::{Domain, DomainKind, Meter, Place, Unmeasured, counted};
-use crate::model::{Activity, Coefficients};
+use crate::model::{Activity, Coefficients, DEFAULTS, DEFAULTS_SOURCE};
 use crate::sampler::Totals;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -95,8 +95,11 @@ pub fn open(
                 // Each host's process is modelled by itself, wherever it runs.
                 covers: Vec::new(),
                 why: Some(format!(
-                    "modelled at {} W a core, {} nJ a byte, {} W a host; no meter: {why}",
-                    model.core_w, model.byte_nj, model.base_w
+                    "modelled at {} W a core, {} nJ a byte, {} W a host{}; no meter: {why}",
+                    model.core_w,
+                    model.byte_nj,
+                    model.base_w,
+                    if model == DEFAULTS { format!(" (the defaults: {DEFAULTS_SOURCE})") } else { String::new() }
                 )),
             };
             Ok((meter, described))
@@ -105,13 +108,16 @@ pub fn open(
     }
 }
 
+/// What is covered by a counter of no package.
+const WHOLE: &str = "host";
+
 impl HostMeter {
     fn measured(name: &str, domains: &[Domain], absent: BTreeMap<String, String>, identity: &str) -> Self {
         let mut covers: Vec<String> = domains
             .iter()
             .zip(counted(domains))
             .filter(|(domain, counted)| *counted && domain.kind != DomainKind::Dram)
-            .map(|(domain, _)| format!("{identity}/{}", domain.package.as_deref().unwrap_or("host")))
+            .map(|(domain, _)| format!("{identity}/{}", domain.package.as_deref().unwrap_or(WHOLE)))
             .collect();
         covers.dedup();
         let (meter, domains) = (name.to_owned(), domains.to_vec());
@@ -125,9 +131,19 @@ impl HostMeter {
         all.filter(move |(n, domain)| counted[*n] && !self.absent.contains_key(&domain.name))
     }
 
-    /// Whether the two read some of the same counters, so that their energies can't be told apart.
+    /// Whether the two read some of the same energy, so that theirs can't be told apart: the same package, or all of a host and
+    /// a part of it.
     pub fn shares_package(&self, other: &HostMeter) -> bool {
-        self.covers.iter().any(|package| other.covers.contains(package))
+        let parts = |meter: &'_ HostMeter| -> Vec<(String, String)> {
+            let split =
+                |covered: &String| covered.rsplit_once('/').map(|(host, part)| (host.to_owned(), part.to_owned()));
+            meter.covers.iter().filter_map(split).collect()
+        };
+        let others = parts(other);
+        parts(self).iter().any(|(host, part)| {
+            let same = |(h, p): &(String, String)| h == host && (p == part || p == WHOLE || part == WHOLE);
+            others.iter().any(same)
+        })
     }
 
     /// The host's energy from one instant to another, in microjoules. Between two readings it is taken to rise evenly.
@@ -142,8 +158,10 @@ impl HostMeter {
         for (n, domain) in self.summed() {
             let at = |instant| at(samples, n, instant);
             let why = |what| Unmeasured::because(format!("{}: {what}", domain.name));
-            let begin = at(from).ok_or_else(|| why("it was not read before the window began"))?;
-            let end = at(to).ok_or_else(|| why("it was not read after the window ended, or was lost within it"))?;
+            let begin =
+                at(from).ok_or_else(|| why("it was not read just before the window began, or just after that"))?;
+            let end = at(to);
+            let end = end.ok_or_else(|| why("it was not read just after the window ended, or was lost within it"))?;
             if end == begin && self.kind == Kind::Measured && to.since(from) >= patience(domain.kind) {
                 return Err(why("it stood still all through the window"));
             }
@@ -153,15 +171,16 @@ impl HostMeter {
     }
 }
 
-/// A domain's total at an instant that readings enclose.
+/// A domain's total at an instant that two readings in a row enclose. Where one of those failed, what was used before the instant
+/// and what after it is not known, though a later reading has the sum.
 fn at(samples: &[Totals], domain: usize, instant: Nanos) -> Option<f64> {
     let value = |totals: &Totals| Some((totals.at.0 as f64, (*totals.uj.get(domain)?)? as f64));
     let split = samples.partition_point(|totals| totals.at <= instant);
-    let before = samples[..split].iter().rev().find_map(value)?;
+    let before = samples[..split].last().and_then(value)?;
     if before.0 == instant.0 as f64 {
         return Some(before.1);
     }
-    let after = samples[split..].iter().find_map(value)?;
+    let after = samples.get(split).and_then(value)?;
     let share = (instant.0 as f64 - before.0) / (after.0 - before.0);
     Some(before.1 + (after.1 - before.1) * share)
 }
@@ -198,7 +217,10 @@ mod tests {
         ];
         let energy = |from, to| meter("a").energy(&samples, Nanos(from), Nanos(to));
         assert_eq!(energy(0, 30), Ok(330));
-        assert_eq!(energy(5, 25), Ok(220));
+        assert_eq!(energy(5, 30), Ok(275));
+        // A counter that was away when the window ended, and came back, tells when of nothing.
+        assert!(energy(5, 25).unwrap_err().why.contains("after the window ended"));
+        assert!(energy(15, 30).unwrap_err().why.contains("before the window began"));
         assert!(energy(5, 31).unwrap_err().why.contains("after the window ended"));
         assert!(energy(5, 5).is_err());
         let lost = &samples[..3];
@@ -232,5 +254,12 @@ mod tests {
     #[test]
     fn packages_are_told_apart_by_their_host() {
         assert!(meter("a").shares_package(&meter("a")) && !meter("a").shares_package(&meter("b")));
+        // A meter at the plug, or the platform's counter, has the packages of its host in it.
+        for kind in [DomainKind::Host, DomainKind::Psys] {
+            let all = |identity| HostMeter::measured("wall", &[domain("all", kind)], BTreeMap::new(), identity);
+            assert!(all("a").shares_package(&meter("a")) && meter("a").shares_package(&all("a")));
+            assert!(all("a").shares_package(&all("a")));
+            assert!(!all("a").shares_package(&meter("b")) && !all("a").shares_package(&all("b")));
+        }
     }
 }

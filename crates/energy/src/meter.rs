@@ -126,7 +126,9 @@ impl Place {
         let boot = |procfs: &Path| std::fs::read_to_string(procfs.join("sys/kernel/random/boot_id"));
         let boot = boot(&self.procfs).or_else(|_| boot(Path::new("/proc"))).unwrap_or_default();
         let boot: String = boot.trim().chars().take(64).collect();
-        if self.is_host() { boot } else { format!("{boot}{}", self.sysfs.display()) }
+        // However its path is written, a tree is one.
+        let tree = std::fs::canonicalize(&self.sysfs).unwrap_or_else(|_| self.sysfs.clone());
+        if tree == Path::new("/sys") { boot } else { format!("{boot}{}", tree.display()) }
     }
 }
 
@@ -178,6 +180,21 @@ mod tests {
         assert_eq!(counted_of(&[Psys, Core]), [Psys]);
         assert_eq!(counted_of(&[Package, Host]), [Host]);
         assert_eq!(counted_of(&[Core]), []);
+    }
+
+    #[test]
+    fn a_tree_is_one_however_its_path_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tree, other, link) = (folder.path().join("a"), folder.path().join("b"), folder.path().join("link"));
+        std::fs::create_dir(&tree).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        std::os::unix::fs::symlink(&tree, &link).unwrap();
+        let identity = |path: &Path| Place::under(path).identity();
+        for same in [link, tree.join(""), other.join("../a")] {
+            assert_eq!(identity(&same), identity(&tree), "{}", same.display());
+        }
+        assert_ne!(identity(&tree), identity(&other));
+        assert_eq!(identity(Path::new("/sys/")), Place::host().identity());
     }
 
     #[test]

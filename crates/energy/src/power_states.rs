@@ -140,7 +140,7 @@ impl<'a> Host<'a> {
 
     fn transfer(&mut self, bytes: u64) {
         self.spend(bytes as f64 / self.moves.rate, self.states.on_w + self.states.transfer_w);
-        self.cost.bytes += bytes;
+        self.cost.bytes = self.cost.bytes.saturating_add(bytes);
     }
 
     /// Until an instant nothing is asked of the host; at that instant it must be on, or begin to resume.

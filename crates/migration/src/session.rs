@@ -55,8 +55,8 @@ pub struct TrialPlan {
     pub attempts: u32,
     /// Whether the twin judges.
     pub verify: bool,
-    /// How energy is measured; `None`: it isn't.
-    pub energy: Option<EnergyPlan>,
+    /// How energy is measured, or why it isn't.
+    pub energy: Result<EnergyPlan, String>,
 }
 
 /// What a control run found.
@@ -145,9 +145,12 @@ impl<'a> Prepared<'a> {
     pub fn new(hosts: &Hosts, plan: &'a TrialPlan) -> Result<Self, SessionError> {
         let mut here = hosts.call("source")?;
         let mut there = hosts.call("destination")?;
-        if let Some(energy) = &plan.energy {
-            here.start_meter(&energy.spec)?;
-            there.start_meter(&energy.spec)?;
+        match &plan.energy {
+            Ok(energy) => {
+                here.start_meter(&energy.spec)?;
+                there.start_meter(&energy.spec)?;
+            }
+            Err(why) => (here.meter, there.meter) = (Err(why.clone()), Err(why.clone())),
         }
         here.done(&Command::Create { spec: plan.guest.clone() })?;
         Ok(Prepared { hosts: hosts.clone(), plan, here, there })
@@ -295,8 +298,9 @@ impl Move<'_> {
                 called => break called?,
             }
         };
-        if let Some(energy) = &self.plan.energy {
-            there.start_meter(&energy.spec)?;
+        match &self.plan.energy {
+            Ok(energy) => there.start_meter(&energy.spec)?,
+            Err(why) => there.meter = Err(why.clone()),
         }
         there.done(receive)
     }

@@ -172,7 +172,7 @@ impl Movement {
             trips,
             attempts: 1,
             verify: false,
-            energy: None,
+            energy: Err("no energy is wanted here".to_owned()),
         }
     }
 }

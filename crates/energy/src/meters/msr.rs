@@ -15,7 +15,7 @@ use crate::files;
 use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use whimbrel_model::{Entry, Nanos};
 
 pub(super) const ENTRY: Entry<Open> = Entry {
@@ -62,6 +62,17 @@ fn value(file: &File, address: u64) -> std::io::Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
+/// As for any file, and what these need besides.
+fn denied(path: &Path, error: &std::io::Error) -> Unmeasured {
+    let why = Unmeasured::file(path, error).why;
+    let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+    Unmeasured::because(if denied {
+        format!("{why}; for these registers the agent needs CAP_SYS_RAWIO besides")
+    } else {
+        why
+    })
+}
+
 fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     let vendor = files::processor_field(place, "vendor_id");
     let (unit, registers): (u64, &[(u64, DomainKind, &str)]) = match vendor.as_deref() {
@@ -80,7 +91,7 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     let mut meter = Bank::new();
     for (package, processor) in files::Packages::read(place)?.one_of_each() {
         let path = place.devices.join(format!("cpu/{processor}/msr"));
-        let file = File::open(&path).map_err(|e| Unmeasured::file(&path, &e))?;
+        let file = File::open(&path).map_err(|e| denied(&path, &e))?;
         let shift = value(&file, unit).map_err(|e| Unmeasured::file(&path, &e))?;
         let shift = ((shift >> 8) & 0x1f) as u32;
         for (address, kind, suffix) in registers {

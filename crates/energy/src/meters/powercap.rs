@@ -40,13 +40,23 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     let mut meter = Bank::new();
     let mut names = BTreeMap::new();
     for (id, folder) in direct.into_iter().chain(mapped) {
-        let Ok(name) = files::text(&folder.join("name")) else { continue };
+        let name = match files::text(&folder.join("name")) {
+            Ok(name) => name,
+            // One that is kept from us is a part of the host that would be missing without a word.
+            Err(why) if kept_from_us(&folder) => return Err(why),
+            Err(_) => continue,
+        };
         let parent = id.rsplit_once(':').and_then(|(parent, _)| names.get(parent).cloned());
         let name: String = name.chars().take(60).collect();
-        let full = parent.as_ref().map_or_else(|| name.clone(), |parent: &String| format!("{parent}/{name}"));
-        names.insert(id, full.clone());
+        let mut full = parent.as_ref().map_or_else(|| name.clone(), |parent: &String| format!("{parent}/{name}"));
         let counter = folder.join("energy_uj");
-        if !counter.exists() || meter.domains().iter().any(|d| d.name == full) {
+        let known = meter.domains().iter().any(|d| d.name == full);
+        if known && !id.starts_with("intel-rapl-mmio") {
+            // Two zones of one name by the same way are two, unless they turn out to count alike.
+            full = format!("{full} ({id})");
+        }
+        names.insert(id.clone(), full.clone());
+        if !counter.exists() || known && id.starts_with("intel-rapl-mmio") {
             continue;
         }
         let package = full.split('/').next().filter(|p| p.starts_with("package")).map(str::to_owned);
@@ -61,6 +71,14 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     let first = first.ok_or_else(|| Unmeasured::because(format!("no zone of {} covers the host", class.display())))?;
     first.read(Nanos(0))?;
     Ok(Box::new(meter))
+}
+
+/// Whether a zone is there and only not for us.
+fn kept_from_us(zone: &Path) -> bool {
+    let denied = |path: &Path| {
+        std::fs::File::open(path).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    };
+    denied(&zone.join("name"))
 }
 
 /// What to say of zones that are links to nothing, as where a driver has found its domains and could not register them.

@@ -43,6 +43,21 @@ fn parts_that_lie_only_inside_their_package_are_found() {
 }
 
 #[test]
+fn two_zones_of_one_name_by_the_same_way_are_two() {
+    let tree = Tree::of(
+        "class/powercap/intel-rapl:0/name = package-0
+         class/powercap/intel-rapl:0/energy_uj = 5
+         class/powercap/intel-rapl:1/name = package-0
+         class/powercap/intel-rapl:1/energy_uj = 6
+         class/powercap/intel-rapl-mmio:0/name = package-0
+         class/powercap/intel-rapl-mmio:0/energy_uj = 5",
+    );
+    let meter = tree.open("powercap").unwrap();
+    assert_eq!(names(meter.domains()), ["package-0", "package-0 (intel-rapl:1)"]);
+    assert_eq!(counted(meter.domains()), [true, true]);
+}
+
+#[test]
 fn only_memory_mapped_registers_are_registers_too() {
     let tree = Tree::of(
         "class/powercap/intel-rapl-mmio:0/name = package-0

@@ -89,7 +89,12 @@ fn start(shared: &Arc<Shared>, spec: &EnergySpec) -> Result<Arc<Running>, Unmeas
     } else {
         *known = Known { spec: Some(spec.clone()), ..Known::default() };
     }
-    let before = known.found.clone().transpose()?;
+    let again = |why: Unmeasured| {
+        Unmeasured::because(format!(
+            "{why} (as it was when this agent was asked first; one that is started anew looks again)"
+        ))
+    };
+    let before = known.found.clone().transpose().map_err(again)?;
     let opened = host::open(place, spec, before.as_ref(), clock::now, activity(shared));
     known.found = Some(opened.as_ref().map(|(_, described)| described.clone()).map_err(Clone::clone));
     let (meter, described) = opened?;

@@ -88,6 +88,11 @@ impl<'a> Both<'a> {
         if source.kind != destination.kind {
             return Err("one host is measured and the other modelled: their sum would be neither".to_owned());
         }
+        let shared = source.shares_package(destination);
+        if shared && source.covers != destination.covers {
+            let why = "both hosts are one machine, and their meters are not the same, but overlap";
+            return Err(format!("{why}: {} and {}; use one for both", source.meter, destination.meter));
+        }
         let instant = |at: i64| Nanos(u64::try_from(at).unwrap_or(0));
         let (from, to) = (instant(timeline.at(Moment::Requested)?), instant(timeline.finished()?));
         let readings = |host: Mark| {
@@ -101,7 +106,7 @@ impl<'a> Both<'a> {
             readings
         };
         let readings = [readings(Mark::Source), readings(Mark::Destination)];
-        Ok(Both { source, destination, shared: source.shares_package(destination), readings, from, to })
+        Ok(Both { source, destination, shared, readings, from, to })
     }
 
     /// Energies over a stretch, in microjoules.

@@ -7,7 +7,7 @@ use crate::row::Row;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use whimbrel_energy::fit::Fit;
-use whimbrel_migration::report::{EnergyKind, Outcome};
+use whimbrel_migration::report::EnergyKind;
 
 pub(super) fn fit(runs: &[PathBuf], as_json: bool) -> anyhow::Result<u8> {
     let (kind, rows) = rows(runs)?;
@@ -52,18 +52,20 @@ fn named(runs: &[PathBuf]) -> String {
     runs.iter().map(|run| run.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// The completed rows with an energy.
+/// The rows with an energy, of trials all of whose trips were completed.
 fn rows(runs: &[PathBuf]) -> anyhow::Result<(EnergyKind, Vec<Row>)> {
     let mut rows: Vec<Row> = Vec::new();
     for run in runs {
         let path = run.join("trials.jsonl");
         let refuse = |why: String| BadInput(format!("{}: {why}; give the folder of a run", path.display()));
         let text = std::fs::read_to_string(&path).map_err(|e| refuse(e.to_string()))?;
-        for (number, line) in (1..).zip(text.lines()) {
-            rows.push(serde_json::from_str(line).map_err(|e| refuse(format!("line {number} is no row: {e}")))?);
-        }
+        let read =
+            |(number, line)| serde_json::from_str(line).map_err(|e| refuse(format!("line {number} is no row: {e}")));
+        let of_run: Vec<Row> = (1..).zip(text.lines()).map(read).collect::<Result<_, _>>()?;
+        let completed = laws::completed(&of_run);
+        let fits = |(row, completed): (Row, bool)| (completed && row.report.energy.kind.is_some()).then_some(row);
+        rows.extend(of_run.into_iter().zip(completed).filter_map(fits));
     }
-    rows.retain(|row| row.report.outcome == Outcome::Completed && row.report.energy.kind.is_some());
     let Some(kind) = rows.first().and_then(|row| row.report.energy.kind) else {
         return Err(BadInput(format!("{}: no completed row has an energy", named(runs))).into());
     };

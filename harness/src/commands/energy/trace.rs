@@ -3,6 +3,7 @@
 use crate::BadInput;
 use crate::cli::TraceOptions;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::io::BufRead;
 use whimbrel_energy::power_states::HEADER;
 use whimbrel_model::{Event, Moment, Recorded};
@@ -26,11 +27,15 @@ pub(super) fn trace(options: &TraceOptions) -> anyhow::Result<u8> {
     let refuse = |why: String| BadInput(format!("{}: {why}", path.display()));
     let file = std::fs::File::open(&path).map_err(|e| refuse(format!("{e}; give the folder of a run")))?;
     let mut trips: Vec<(Trip, Vec<Recorded>)> = Vec::new();
+    let mut cells = BTreeSet::new();
     for (number, line) in (1..).zip(std::io::BufReader::new(file).lines()) {
         let line = line.map_err(|e| refuse(format!("line {number}: {e}")))?;
         let line: Line =
             serde_json::from_str(&line).map_err(|e| refuse(format!("line {number} is no event of a run: {e}")))?;
         let trip = (line.cell, line.trial, line.guest, line.trip);
+        if !cells.contains(&trip.0) {
+            cells.insert(trip.0.clone());
+        }
         let wanted =
             options.cell.as_ref().is_none_or(|cell| *cell == trip.0) && options.trial.is_none_or(|n| n == trip.1);
         let of_trace = matches!(line.recorded.event, Event::Moment { .. } | Event::Sent { demanded: true, .. });
@@ -41,6 +46,11 @@ pub(super) fn trace(options: &TraceOptions) -> anyhow::Result<u8> {
             Some((_, events)) => events.push(line.recorded),
             None => trips.push((trip, vec![line.recorded])),
         }
+    }
+    if trips.is_empty() {
+        let found: Vec<String> = cells.iter().map(|cell| format!("{cell:?}")).collect();
+        let why = format!("it has no such cell or trial; its cells are {}", found.join(", "));
+        return Err(refuse(why).into());
     }
     let fetched = trips.iter().map(|(trip, events)| (trip, faults(events))).find(|(_, faults)| !faults.is_empty());
     let Some(((cell, trial, guest, trip), faults)) = fetched else {

@@ -21,6 +21,7 @@ pub(super) fn watch(options: &MeterOptions, every: Duration, time: Option<Durati
     let interrupt = Interrupt::on_signals()?;
     let chosen = match choose(&place, options.meter.as_deref(), whimbrel_wire::clock::now) {
         Ok(chosen) => chosen,
+        Err(_) if interrupt.raised() => return Ok(status::INTERRUPTED),
         Err(unmeasured) => {
             print(&format!("No energy: {unmeasured}.\n"))?;
             return Ok(status::NOT_SO);

@@ -97,6 +97,19 @@ fn a_shared_package_is_a_sum_and_never_split() {
 }
 
 #[test]
+fn one_host_by_two_meters_is_no_sum() {
+    let mut facts = facts();
+    let mut plug = facts.energy.source.clone().unwrap();
+    let host = plug.covers[0].rsplit_once('/').unwrap().0.to_owned();
+    (plug.meter, plug.covers) = ("command".to_owned(), vec![format!("{host}/host")]);
+    facts.energy.destination = Ok(plug);
+    let energy = Report::from_events(&events(), &facts).energy;
+    assert_eq!((energy.kind, energy.gross_uj, energy.shared_package), (None, None, None));
+    let why = energy.why.unwrap();
+    assert!(why.contains("powercap and command") && why.contains("use one"), "{why}");
+}
+
+#[test]
 fn what_is_not_known_is_null_with_its_reason() {
     let report = Report::from_events(&events(), &Facts::default());
     assert_eq!((report.energy.kind, report.energy.why.as_deref()), (None, Some("no meter was read")));
