@@ -289,12 +289,14 @@ assert code(lambda: h.pread(512, 0, 1 << 12)) == 'EINVAL', 'flag'
 assert code(lambda: h.cache(512, 0)) == 'EINVAL', 'cache'
 assert len(h.pread(512, 0, nbd.CMD_FLAG_DF)) == 512
 ";
-    let available = Command::new("nbdsh").args(["-c", "pass"]).output().unwrap();
+    // Its module is of the distribution's Python, which need not be the first in PATH.
+    let path = format!("PATH=/usr/bin:{}", std::env::var("PATH").unwrap_or_default());
+    let available = Command::new("env").args([&path, "nbdsh", "-c", "pass"]).output().unwrap();
     if !available.status.success() {
         let _ = writeln!(std::io::stderr(), "SKIPPED: nbdsh does not run");
         return;
     }
-    run("nbdsh", image.folder.path(), &["-u", &served.uri(""), "-c", script]);
+    run("env", image.folder.path(), &[&path, "nbdsh", "-u", &served.uri(""), "-c", script]);
 }
 
 /// A server that we did not write; ended when dropped.
