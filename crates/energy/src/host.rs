@@ -134,16 +134,11 @@ impl HostMeter {
     /// Whether the two read some of the same energy, so that theirs can't be told apart: the same package, or all of a host and
     /// a part of it.
     pub fn shares_package(&self, other: &HostMeter) -> bool {
-        let parts = |meter: &'_ HostMeter| -> Vec<(String, String)> {
-            let split =
-                |covered: &String| covered.rsplit_once('/').map(|(host, part)| (host.to_owned(), part.to_owned()));
-            meter.covers.iter().filter_map(split).collect()
+        let one = |covered: &str, others: &str| match (covered.rsplit_once('/'), others.rsplit_once('/')) {
+            (Some((host, part)), Some((other, its))) => host == other && (part == its || part == WHOLE || its == WHOLE),
+            _ => false,
         };
-        let others = parts(other);
-        parts(self).iter().any(|(host, part)| {
-            let same = |(h, p): &(String, String)| h == host && (p == part || p == WHOLE || part == WHOLE);
-            others.iter().any(same)
-        })
+        self.covers.iter().any(|covered| other.covers.iter().any(|others| one(covered, others)))
     }
 
     /// The host's energy from one instant to another, in microjoules. Between two readings it is taken to rise evenly.

@@ -80,7 +80,7 @@ impl Sampler {
 }
 
 /// Waits until somebody asks or goes, or until an instant, which is empty. Parked and not in the channel's own wait: that one
-/// looks and yields for a while before it sleeps, which a hundred times a second is most of what a reader costs.
+/// looks and yields for a while before it sleeps, a hundred times a second.
 fn wait(asked: &Receiver<Sender<()>>, until: Nanos, clock: Clock) -> Result<Sender<()>, TryRecvError> {
     loop {
         let said = asked.try_recv();

@@ -75,10 +75,7 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
 
 /// Whether a zone is there and only not for us.
 fn kept_from_us(zone: &Path) -> bool {
-    let denied = |path: &Path| {
-        std::fs::File::open(path).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
-    };
-    denied(&zone.join("name"))
+    std::fs::File::open(zone.join("name")).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// What to say of zones that are links to nothing, as where a driver has found its domains and could not register them.
