@@ -2,10 +2,11 @@
 
 use crate::bank::Count;
 use crate::meter::{Place, Reading, Unmeasured};
+use rustix::fs::OFlags;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use whimbrel_model::Nanos;
 
@@ -15,12 +16,17 @@ const LONGEST: usize = 4096;
 /// A file whose writer is at it may be empty for a moment; the kernel's own never are.
 const ATTEMPTS: usize = 5;
 
+/// Opens a file, and waits for nobody: a pipe in its place holds no number, and would have a writer to wait for.
+fn open(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
+}
+
 /// The file's text without white space around it.
 pub(crate) fn text(path: &Path) -> Result<String, Unmeasured> {
     let mut bytes = [0; LONGEST];
     let mut filled = 0;
     let mut read = || {
-        let mut file = File::open(path)?;
+        let mut file = open(path)?;
         while filled < bytes.len() {
             match file.read(&mut bytes[filled..])? {
                 0 => break,
@@ -52,11 +58,16 @@ pub(crate) struct CounterFile {
     path: PathBuf,
     file: Option<File>,
     last: Option<u64>,
+    /// When it last moved, or was last seen to be there still.
+    seen: Nanos,
 }
+
+/// A counter that stands still is looked after so often, and no oftener: that costs as much as reading it.
+const LOOK_EVERY: Nanos = Nanos(100_000_000);
 
 impl CounterFile {
     pub(crate) fn new(path: PathBuf) -> Self {
-        CounterFile { path, file: None, last: None }
+        CounterFile { path, file: None, last: None, seen: Nanos(0) }
     }
 
     /// Whether the file was replaced or removed since it was opened, and so never changes again: it has no name any more. The
@@ -82,7 +93,7 @@ impl CounterFile {
     fn read_at_start(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => File::open(&self.path)?,
+            None => open(&self.path)?,
         };
         // One that can't be read is not kept: a zone that goes and comes back is another file.
         let filled = file.read_at(bytes, 0)?;
@@ -94,9 +105,13 @@ impl CounterFile {
 impl Count for CounterFile {
     fn read(&mut self, now: Nanos) -> Result<Reading, Unmeasured> {
         let mut uj = self.number()?;
-        if self.last == Some(uj) && self.is_gone() {
-            self.file = None;
-            uj = self.number()?;
+        let moved = self.last != Some(uj);
+        if moved || now.since(self.seen) >= LOOK_EVERY {
+            self.seen = now;
+            if !moved && self.is_gone() {
+                self.file = None;
+                uj = self.number()?;
+            }
         }
         self.last = Some(uj);
         Ok(Reading { at: now, uj })
@@ -193,7 +208,9 @@ mod tests {
         let (path, next) = (dir.path().join("energy_uj"), dir.path().join("next"));
         std::fs::write(&path, "5\n").unwrap();
         let mut counter = CounterFile::new(path.clone());
-        let mut uj = || counter.read(Nanos(1)).map(|reading| reading.uj);
+        let mut at = 0..;
+        // As often as it is looked after at most.
+        let mut uj = || counter.read(Nanos(at.next().unwrap_or(0) * LOOK_EVERY.0)).map(|reading| reading.uj);
         assert_eq!(uj(), Ok(5));
         std::fs::write(&path, "7\n").unwrap();
         assert_eq!(uj(), Ok(7));
@@ -204,6 +221,15 @@ mod tests {
         assert!(uj().unwrap_err().why.contains("energy_uj"));
         std::fs::write(&path, "11\n").unwrap();
         assert_eq!(uj(), Ok(11));
+    }
+
+    #[test]
+    fn a_pipe_is_no_counter_and_nobody_waits_for_its_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("energy_uj");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        assert!(number(&path).unwrap_err().why.contains("energy_uj"));
+        assert!(CounterFile::new(path).read(Nanos(1)).unwrap_err().why.contains("energy_uj"));
     }
 
     #[test]
