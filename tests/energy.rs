@@ -131,6 +131,23 @@ fn watching_ends_with_who_looks_or_when_interrupted() {
     moving.stop();
 }
 
+#[test]
+fn an_interrupted_reading_leaves_no_program_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = folder.path().join("told");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &told, rustix::fs::Mode::RWXU).unwrap();
+    // It says who it is, and then a figure that it never changes.
+    let program = format!("echo $$ > '{}'; echo 1; exec sleep 1000", told.display());
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_whimbrel"));
+    command.args(["energy", "read", "--for", "1000 s", "--meter-command", &program]);
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let of_program: i32 = std::fs::read_to_string(&told).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let program = rustix::process::Pid::from_raw(of_program).unwrap();
+    assert_eq!(rustix::process::test_kill_process(program), Err(rustix::io::Errno::SRCH));
+}
+
 /// Who may not read the counters is told which file, how, and why. Root may read all, so this becomes nobody for it.
 #[test]
 fn who_may_not_read_is_told_how_and_why() {

@@ -5,7 +5,7 @@
 //! ([`reopen`]), not for each trial: it takes a core for as long as the slowest counter needs, at most a fifth of a second.
 
 use crate::copies::Copies;
-use crate::counter::{Counter, patience};
+use crate::counter::{Counter, add_all, patience};
 use crate::host::HostMeter;
 use crate::meter::{DomainKind, Meter, Place, Unmeasured, counted};
 use crate::meters::METERS;
@@ -130,7 +130,7 @@ pub(crate) fn accept(mut meter: Box<dyn Meter>, clock: Clock) -> Result<Accepted
 fn add(meter: &mut dyn Meter, counters: &mut [Counter], copies: &mut Copies, clock: Clock) -> Nanos {
     let (at, readings) = read(meter, clock);
     copies.look(meter.domains(), &readings);
-    counters.iter_mut().zip(readings).for_each(|(counter, reading)| counter.add(reading));
+    add_all(counters, readings);
     at
 }
 
@@ -154,7 +154,7 @@ impl Open {
 }
 
 /// Reads for a time, and gives what the first meter says whose counters moved meanwhile. `every` is how often; oftener where
-/// a counter would wrap.
+/// a counter would wrap. It ends early once `enough` says so.
 ///
 /// # Errors
 /// None gave a figure that covers the host; the reason says why of each.
@@ -164,6 +164,7 @@ pub fn measure(
     time: Duration,
     every: Duration,
     clock: Clock,
+    enough: impl Fn() -> bool,
 ) -> Result<Measured, Unmeasured> {
     let (mut open, mut why) = (Vec::new(), Vec::new());
     for entry in wanted(place, meter)? {
@@ -180,7 +181,7 @@ pub fn measure(
     loop {
         let now = clock();
         open.iter_mut().for_each(|open| open.read(clock));
-        if now >= end {
+        if now >= end || enough() {
             break;
         }
         std::thread::sleep(Duration::from(end.since(now)).min(every));

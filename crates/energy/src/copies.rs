@@ -10,7 +10,7 @@ use crate::meter::{Domain, Reading, Unmeasured, counted};
 use std::collections::BTreeMap;
 
 /// Readings of one counter lie so close together, in microjoules: a thousand watts between two reads 100 us apart.
-const CLOSE_UJ: u64 = 100_000;
+pub(crate) const CLOSE_UJ: u64 = 100_000;
 
 /// A counter below this has begun to count too lately for its value to tell it from others: perf's begin at zero.
 const LEAST_UJ: u64 = 100_000_000;

@@ -5,6 +5,7 @@
 //! | higher than the one before | the difference is added |
 //! | lower, and the counter wraps | the difference across the wrap is added, if that is a plausible energy for the time; else it was reset: null from here on |
 //! | lower, and it never wraps | it was reset: null from here on |
+//! | lower, and so is another counter's in the same look at the host | both were reset, unless wraps are frequent: null from here on |
 //! | the same, again and again | it stands still: null until it moves |
 //! | failed | null until it is read again |
 //! | so late that a whole wrap may have been missed | null from here on |
@@ -13,6 +14,7 @@
 //! The range is what the kernel calls it, `max_energy_range_uj`: the counter's highest value. The step from there to zero,
 //! 15 to 61 uJ, is not in it, and so is missing from each wrap's difference.
 
+use crate::copies::CLOSE_UJ;
 use crate::meter::{Domain, DomainKind, Reading, Unmeasured};
 use whimbrel_model::Nanos;
 
@@ -26,8 +28,8 @@ pub fn patience(kind: DomainKind) -> Nanos {
 }
 
 /// Counters move in steps, and the instant of a reading is known within [`crate::sampler::DOUBT`]: so much more time a
-/// difference may stand for. The less it is, the fewer resets can pass for a wrap: only one that happens when less than a
-/// kilowatt's energy of this time is left in the range.
+/// difference may stand for. The less it is, the fewer resets can pass for a wrap: only one of a lone counter that happens when
+/// less than a kilowatt's energy of this time is left in the range.
 fn slack_ns(kind: DomainKind) -> u64 {
     use DomainKind::{Core, Dram, Package, Psys, Uncore};
     if matches!(kind, Package | Core | Uncore | Dram | Psys) { 100_000_000 } else { 1_000_000_000 }
@@ -158,6 +160,33 @@ impl Counter {
     /// The energy so far even if it is none yet, for a counter that is known to move; `None`: it can't be told.
     pub fn so_far(&self) -> Option<u64> {
         (self.lost.is_none() && self.missing.is_none() && self.last.is_some()).then_some(self.total_uj)
+    }
+}
+
+/// Two wraps in one reading are a coincidence where it takes so many times as long as between two readings to wrap.
+const RARE: u64 = 1000;
+
+/// Takes in a reading of all counters of a host, each at its counter's place.
+///
+/// What resets one (a suspended host, a driver that is loaded anew) resets all. So where several fall in the same reading that is
+/// what has happened, however plausible each would be as a wrap.
+pub(crate) fn add_all(counters: &mut [Counter], readings: Vec<Result<Reading, Unmeasured>>) {
+    let fallen = |(counter, reading): (&Counter, &Result<Reading, Unmeasured>)| {
+        let (last, reading) = (counter.last?, reading.as_ref().ok()?);
+        let longest = counter.longest_gap()?;
+        let rare = reading.at.since(last.at).0.saturating_mul(RARE) <= longest.0;
+        (rare && reading.uj < last.uj && reading.at > last.at).then_some(last.uj)
+    };
+    let falls: Vec<Option<u64>> = counters.iter().zip(&readings).map(fallen).collect();
+    // One counter under two names wraps under both.
+    let several = |(least, most): (u64, u64)| most - least > CLOSE_UJ;
+    let span = falls.iter().flatten().min().copied().zip(falls.iter().flatten().max().copied());
+    let together = span.is_some_and(several);
+    for ((counter, reading), fell) in counters.iter_mut().zip(readings).zip(falls) {
+        counter.add(reading);
+        if together && fell.is_some() {
+            counter.lost.get_or_insert_with(|| Unmeasured::because("it fell together with others: they were reset"));
+        }
     }
 }
 

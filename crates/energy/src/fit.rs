@@ -48,7 +48,8 @@ pub struct Fit {
     pub law: Law,
     /// The coefficients, by name.
     pub coefficients: BTreeMap<&'static str, f64>,
-    /// The share of the energies' variance that the law explains; `None`: they don't vary.
+    /// The share of the energies' variance that the law explains; `None`: they don't vary, or there are no more cells than
+    /// coefficients, so that any law fits.
     pub r_squared: Option<f64>,
     /// For each cell: the relative error of its mean where the others made the fit; `None`: they can't.
     pub held_out: BTreeMap<String, Option<f64>>,
@@ -89,7 +90,7 @@ pub fn fit(law: Law, points: &[Point]) -> Result<Fit, Undetermined> {
     Ok(Fit {
         law,
         coefficients: names.iter().copied().zip(solved).collect(),
-        r_squared: (around > 0.0).then(|| 1.0 - left / around),
+        r_squared: (around > 0.0 && cells > names.len()).then(|| 1.0 - left / around),
         held_out,
     })
 }

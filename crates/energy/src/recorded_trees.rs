@@ -77,8 +77,9 @@ fn read(tree: &Tree, meter: Option<&str>, change: impl FnOnce(&Tree)) -> Result<
     LOOKS.store(0, Ordering::SeqCst);
     let place = tree.place();
     std::thread::scope(|scope| {
-        let reading =
-            scope.spawn(move || measure(&place, meter, Duration::from_secs(2), Duration::from_millis(1), set_clock));
+        let reading = scope.spawn(move || {
+            measure(&place, meter, Duration::from_secs(2), Duration::from_millis(1), set_clock, || false)
+        });
         // While the clock stands still readings after the first say nothing new, so the writer may take its time.
         while LOOKS.load(Ordering::SeqCst) < 20 && !reading.is_finished() {
             std::thread::yield_now();

@@ -1,7 +1,7 @@
 //! Reads a meter at a steady pace, on a thread of its own.
 
 use crate::choose::{Clock, pace};
-use crate::counter::Counter;
+use crate::counter::{Counter, add_all};
 use crate::meter::{Meter, Reading, Unmeasured};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -119,7 +119,7 @@ pub(crate) fn read(meter: &mut dyn Meter, clock: Clock) -> (Nanos, Vec<Result<Re
 fn sample(meter: &mut dyn Meter, counters: &mut [Counter], clock: Clock) -> Totals {
     let (now, readings) = read(meter, clock);
     let at = readings.iter().filter_map(|r| Some(r.as_ref().ok()?.at)).max().unwrap_or(now);
-    counters.iter_mut().zip(readings).for_each(|(counter, reading)| counter.add(reading));
+    add_all(counters, readings);
     Totals { at, uj: counters.iter().map(Counter::so_far).collect() }
 }
 

@@ -41,6 +41,33 @@ fn a_wrap_adds_the_range() {
 }
 
 #[test]
+fn counters_that_fall_together_were_reset() {
+    let all = |readings: [[u64; 3]; 3]| {
+        let mut counters = [package(CLIENT), package(CLIENT), package(CLIENT)];
+        for (ms, of_each) in (0..).step_by(10).zip(readings) {
+            add_all(&mut counters, of_each.iter().map(|uj| at(ms, *uj)).collect());
+        }
+        counters.map(|counter| counter.total().ok())
+    };
+    // Each would be plausible as a wrap.
+    let (one, other) = (CLIENT - 200_000, CLIENT - 900_000);
+    assert_eq!(all([[one - 1, other - 1, 5], [one, other, 6], [10, 11, 7]]), [None, None, Some(2)]);
+    assert_eq!(
+        all([[one - 1, 7, 5], [one, 8, 6], [10, 9, 7]]),
+        [Some(200_011), Some(2), Some(2)],
+        "a wrap comes alone"
+    );
+    let twice = all([[one - 1, one, 5], [one, one + 1, 6], [10, 11, 7]]);
+    assert_eq!(twice, [Some(200_011), Some(200_011), Some(2)], "one counter under two names");
+    // Where wraps are frequent two of them may meet.
+    let mut counters = [package(2_000_000), package(2_000_000)];
+    for ms in 0..=1000 {
+        add_all(&mut counters, vec![at(ms, ms * 100_000 % 2_000_000), at(ms, (ms * 100_000 + 1_900_000) % 2_000_000)]);
+    }
+    assert_eq!(counters.map(|counter| counter.total().ok()), [Some(100_000_000); 2]);
+}
+
+#[test]
 fn many_wraps_are_all_counted() {
     // 2 J of range at 100 W: a wrap every 20 ms, read every millisecond.
     let mut counter = package(2_000_000);

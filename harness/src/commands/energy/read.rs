@@ -2,6 +2,8 @@
 
 use crate::cli::MeterOptions;
 use crate::folder::json;
+use crate::interrupt::Interrupt;
+use crate::status;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,7 +31,13 @@ struct Reading {
 pub(super) fn read(options: &MeterOptions, time: Duration, as_json: bool) -> anyhow::Result<u8> {
     super::known(options.meter.as_deref())?;
     let place = super::place(&options.place)?;
-    let reading = match measure(&place, options.meter.as_deref(), time, EVERY, whimbrel_wire::clock::now) {
+    let interrupt = Interrupt::on_signals()?;
+    let (meter, clock) = (options.meter.as_deref(), whimbrel_wire::clock::now);
+    let measured = measure(&place, meter, time, EVERY, clock, || interrupt.raised());
+    if interrupt.raised() {
+        return Ok(status::INTERRUPTED);
+    }
+    let reading = match measured {
         Ok(measured) => {
             let why: Vec<String> = measured.reasons.iter().map(|(domain, why)| format!("{domain}: {why}")).collect();
             Reading {
