@@ -95,6 +95,10 @@ fn what_a_guest_of_the_users_own_cannot_have_is_one_message_before_anything_star
             "[guest.qemu]\nimage = \"good.raw\"\nready = \"x\"\n[memory]\nselect = \"soft\"",
             "memory.select: nothing in the guest of [guest.qemu] tells which of its pages are free",
         ),
+        (
+            "[guest.qemu]\nkernel = \"good.raw\"\nready = \"x\"\n[memory]\npreset = \"qemu:xbzrle\"\nfree_page_hints = true",
+            "x.toml:8: memory.free_page_hints: nothing in the guest of [guest.qemu] takes the question",
+        ),
     ] {
         let (output, rows) = run(folder.path(), &format!("{head}{text}\n"), None);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,6 +1,7 @@
 //! The agent's loop: does what the host says, and gives heartbeats.
 
 use crate::GuestError;
+use crate::balloon::offer_free;
 use crate::block_device::BlockDevice;
 use crate::boot::host;
 use crate::page_flags::{PageFlags, free_is_nobodys};
@@ -52,6 +53,15 @@ pub(crate) fn serve(port: &File) -> Result<(), GuestError> {
             }),
             Ok(Some(ToGuest::Hint { question, frames })) => {
                 say(&speak, &hint(guest.as_ref(), question, frames));
+                Ok(())
+            }
+            Ok(Some(ToGuest::OfferFree { question })) => {
+                let offered = free_is_nobodys().and_then(|()| offer_free().map_err(|error| error.to_string()));
+                let answer = match offered {
+                    Ok(()) => FromGuest::OffersFree { question },
+                    Err(why) => FromGuest::NoHints { question, why },
+                };
+                say(&speak, &answer);
                 Ok(())
             }
             Ok(Some(ToGuest::Freeze)) => guest.iter().try_for_each(|(machine, ram)| freeze(machine, ram, &speak)),

@@ -24,9 +24,7 @@ pub(crate) fn boot() -> Result<File, GuestError> {
     let mut modules: Vec<PathBuf> = entries("/modules")?;
     modules.sort();
     for module in modules {
-        let name = module.display().to_string();
-        let file = File::open(&module).map_err(host(&name))?;
-        rustix::system::finit_module(&file, c"", 0).map_err(host(&name))?;
+        load(&module)?;
     }
     // Pages stay where they are: the host reads them by their frames.
     for (key, value) in [("compact_unevictable_allowed", "0"), ("compaction_proactiveness", "0")] {
@@ -45,6 +43,13 @@ pub(crate) fn boot() -> Result<File, GuestError> {
     }
 }
 
+/// Loads a module. Its driver has met its devices when this returns.
+pub(crate) fn load(module: &Path) -> Result<(), GuestError> {
+    let name = module.display().to_string();
+    let file = File::open(module).map_err(host(&name))?;
+    rustix::system::finit_module(&file, c"", 0).map_err(host(&name))
+}
+
 fn find_port() -> Result<Option<File>, GuestError> {
     if !Path::new("/sys/class/virtio-ports").exists() {
         return Ok(None);
@@ -59,7 +64,7 @@ fn find_port() -> Result<Option<File>, GuestError> {
     Ok(None)
 }
 
-fn entries(folder: &str) -> Result<Vec<PathBuf>, GuestError> {
+pub(crate) fn entries(folder: &str) -> Result<Vec<PathBuf>, GuestError> {
     let listed = fs::read_dir(folder).and_then(|entries| entries.map(|e| Ok(e?.path())).collect());
     listed.map_err(host(folder))
 }

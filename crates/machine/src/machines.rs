@@ -27,6 +27,8 @@ pub struct Own {
     pub capabilities: &'static [(&'static str, &'static str)],
     /// The streams that the hypervisor opens, in order; the first one is its main stream.
     pub streams: fn(&Parameters) -> Vec<OwnStream>,
+    /// Whether the guest is to tell the hypervisor which of its pages are free, which then don't cross.
+    pub hinted: fn(&Parameters) -> bool,
     /// Whether the guest switches while pages are missing, and these follow.
     pub postcopy: bool,
     /// What else is set at both ends, in the hypervisor's words; `Err`: a value that it doesn't take.

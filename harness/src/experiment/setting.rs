@@ -386,8 +386,12 @@ fn read_own(of_memory: &Fields<'_>, of_disk: &Fields<'_>, guest: &Guest) -> Resu
     let found = kind.own.find(&name).map_err(|error| of_memory.mistake("preset", &unknown(error)))?;
     let mut parameters = of_memory.plain();
     parameters.remove("preset");
-    let read = Parameters::read(found.parameters, &parameters).and_then(|read| (found.build.settings)(&read));
-    read.map_err(|error| of_memory.blame(&error))?;
+    let read = Parameters::read(found.parameters, &parameters).map_err(|error| of_memory.blame(&error))?;
+    (found.build.settings)(&read).map_err(|error| of_memory.blame(&error))?;
+    if guest.brought.is_some() && (found.build.hinted)(&read) {
+        let why = "nothing in the guest of [guest.qemu] takes the question which of its pages are free; write false";
+        return Err(of_memory.mistake("free_page_hints", why));
+    }
     if guest.disk.is_some() && disk.is_none() {
         let ways: Vec<String> = kind.own_disk.names().map(|name| format!("{name:?}")).collect();
         let why =

@@ -30,7 +30,7 @@ mod state;
 mod throttle;
 pub mod words;
 
-pub use initramfs::INIT;
+pub use initramfs::{BALLOON, INIT};
 
 use crate::clock::monotonic;
 use crate::error::MachineError;
@@ -398,6 +398,9 @@ impl Machine for QemuMachine {
     }
 
     fn prepare_to_leave(&self, own: &OwnMove) -> Result<OwnEnds<UnixListener>, MachineError> {
+        if own::is_hinted(own)? {
+            self.inside.agent()?.offer_free(HINTS, &|| self.ended())?;
+        }
         own::prepare_to_leave(&self.qmp, self.folder.path(), own)
     }
 

@@ -11,6 +11,9 @@ use std::process::Command;
 /// The name under which the program starts in a guest.
 pub const INIT: &str = "/init";
 
+/// Where the balloon's driver lies in a guest, apart from the modules that load at boot.
+pub const BALLOON: &str = "/later/virtio_balloon.ko";
+
 const FILE: u32 = 0o100_755;
 const FOLDER: u32 = 0o040_755;
 
@@ -30,6 +33,7 @@ pub(super) fn write(path: &Path, program: &Path, kernel: &Kernel) -> Result<(), 
         // The names are in the order in which the modules are to be loaded.
         archive.file(&format!("/modules/{index:02}.ko"), &read(module)?)?;
     }
+    archive.file(BALLOON, &read(&kernel.balloon)?)?;
     for folder in ["/proc", "/dev", "/sys"] {
         archive.folder(folder)?;
     }

@@ -19,6 +19,9 @@ const MODULES: [&str; 7] = [
     "drivers/char/virtio_console.ko",
 ];
 
+/// The balloon's driver, which loads when a guest is to tell QEMU which of its pages are free.
+const BALLOON: &str = "drivers/virtio/virtio_balloon.ko";
+
 /// A kernel and its modules, as files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -26,6 +29,8 @@ pub struct Kernel {
     pub image: PathBuf,
     /// The modules in the order in which they load.
     pub modules: Vec<PathBuf>,
+    /// A module that doesn't load at boot: the balloon's driver.
+    pub balloon: PathBuf,
 }
 
 impl Kernel {
@@ -43,9 +48,11 @@ impl Kernel {
         versions.sort();
         versions.iter().rev().find_map(|version| {
             let modules = root.join("lib/modules").join(version).join("kernel");
+            let balloon = modules.join(BALLOON);
             let modules: Vec<PathBuf> = MODULES.iter().map(|name| modules.join(name)).collect();
             let image = root.join("boot").join(format!("vmlinuz-{version}"));
-            modules.iter().all(|path| path.is_file()).then_some(Kernel { image, modules })
+            let all_there = modules.iter().chain([&balloon]).all(|path| path.is_file());
+            all_there.then_some(Kernel { image, modules, balloon })
         })
     }
 

@@ -60,6 +60,13 @@ const INCREMENT: Parameter = Parameter {
     default: Some("0.10"),
 };
 
+const HINTS: Parameter = Parameter {
+    name: "free_page_hints",
+    summary: "the guest tells QEMU over its balloon which pages are free, and these don't cross",
+    kind: Kind::Flag,
+    default: Some("false"),
+};
+
 const fn entry(name: &'static str, summary: &'static str, parameters: &'static [Parameter], build: Own) -> Entry<Own> {
     Entry { name, summary, parameters, source: "QEMU", build }
 }
@@ -68,13 +75,15 @@ const fn precopy(capabilities: &'static [Capability]) -> Own {
     Own {
         capabilities,
         streams: |_| vec![OwnStream::Bulk],
+        hinted: |given| given.flag(HINTS.name),
         postcopy: false,
         settings: |given| downtime(given, json!({})),
     }
 }
 
 const fn postcopy(capabilities: &'static [Capability], streams: fn(&Parameters) -> Vec<OwnStream>) -> Own {
-    Own { capabilities, streams, postcopy: true, settings: |given| downtime(given, json!({})) }
+    // QEMU asks no guest for hints once a post-copy may follow.
+    Own { capabilities, streams, hinted: |_| false, postcopy: true, settings: |given| downtime(given, json!({})) }
 }
 
 /// A capability, and the version of QEMU that it came with.
@@ -84,7 +93,7 @@ type Capability = (&'static str, &'static str);
 pub static OWN: Registry<Own> = Registry {
     family: "own migration",
     entries: &[
-        entry("qemu:precopy", "QEMU's own pre-copy", &[DOWNTIME], precopy(&[])),
+        entry("qemu:precopy", "QEMU's own pre-copy", &[DOWNTIME, HINTS], precopy(&[])),
         entry(
             "qemu:postcopy",
             "QEMU's own post-copy, begun after some passes",
@@ -100,7 +109,7 @@ pub static OWN: Registry<Own> = Registry {
         entry(
             "qemu:multifd",
             "QEMU's own pre-copy, pages over several streams more",
-            &[DOWNTIME, CHANNELS],
+            &[DOWNTIME, CHANNELS, HINTS],
             Own {
                 streams: |given| vec![OwnStream::Bulk; 1 + given.count(CHANNELS.name) as usize],
                 settings: multifd,
@@ -110,13 +119,13 @@ pub static OWN: Registry<Own> = Registry {
         entry(
             "qemu:xbzrle",
             "QEMU's own pre-copy, pages as differences",
-            &[DOWNTIME, CACHE],
+            &[DOWNTIME, CACHE, HINTS],
             Own { settings: xbzrle, ..precopy(&[("xbzrle", "1.2")]) },
         ),
         entry(
             "qemu:auto-converge",
             "QEMU's own pre-copy, which slows the guest",
-            &[DOWNTIME, INITIAL, INCREMENT],
+            &[DOWNTIME, INITIAL, INCREMENT, HINTS],
             Own { settings: auto_converge, ..precopy(&[("auto-converge", "1.6")]) },
         ),
     ],
@@ -176,6 +185,15 @@ fn find(own: &OwnMove) -> Result<(&'static Own, Parameters), MachineError> {
     let setup = |error: ParameterError| MachineError::Setup(error.to_string());
     let found = OWN.find(&own.memory).map_err(|error| setup(error.into()))?;
     Ok((&found.build, Parameters::read(found.parameters, &own.parameters).map_err(setup)?))
+}
+
+/// Whether the guest is to tell QEMU which of its pages are free.
+///
+/// # Errors
+/// There is no such move.
+pub(super) fn is_hinted(own: &OwnMove) -> Result<bool, MachineError> {
+    let (Own { hinted, .. }, parameters) = find(own)?;
+    Ok(hinted(&parameters))
 }
 
 /// Whether the vCPUs execute.

@@ -15,15 +15,20 @@ use whimbrel_model::{Nanos, PageTypes};
 /// How often a wait looks whether it should be given up.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// The frames that are free, as run lengths, and what all are.
-type Told = (Vec<u64>, PageTypes);
+/// What is answered to a question.
+enum Told {
+    /// The frames that are free, as run lengths, and what all are.
+    Free(Vec<u64>, PageTypes),
+    /// QEMU's own migrations hear which are.
+    Offered,
+}
 
 #[derive(Default)]
 struct Heard {
     here: Option<u64>,
     ready: bool,
     frozen: Option<(String, Vec<(u64, u64)>)>,
-    /// The last answer to a question which pages are free, with the question's number; `Err`: why there is none.
+    /// The last answer to a question about free pages, with the question's number; `Err`: why there is none.
     hints: Option<(u64, Result<Told, String>)>,
     failed: Option<String>,
     closed: Option<String>,
@@ -109,13 +114,39 @@ impl Port {
         patience: Duration,
         ended: &dyn Fn() -> Option<String>,
     ) -> Result<Hints, MachineError> {
+        match self.ask(&|question| ToGuest::Hint { question, frames }, patience, ended)? {
+            Told::Free(free, types) => Ok(Hints { free: from_run_lengths(&free, frames)?, types: Some(types) }),
+            Told::Offered => Err(answers_another_question()),
+        }
+    }
+
+    /// Has the agent let QEMU's own migrations hear which pages are free.
+    ///
+    /// # Errors
+    /// As [`Port::hints`].
+    pub(super) fn offer_free(
+        &self,
+        patience: Duration,
+        ended: &dyn Fn() -> Option<String>,
+    ) -> Result<(), MachineError> {
+        match self.ask(&|question| ToGuest::OfferFree { question }, patience, ended)? {
+            Told::Offered => Ok(()),
+            Told::Free(..) => Err(answers_another_question()),
+        }
+    }
+
+    fn ask(
+        &self,
+        words: &dyn Fn(u64) -> ToGuest,
+        patience: Duration,
+        ended: &dyn Fn() -> Option<String>,
+    ) -> Result<Told, MachineError> {
         // The same at no other time and in no other process, at this host or at the one that the guest moves to.
         let question = derive(u64::from(std::process::id()), monotonic().0);
-        self.say(&ToGuest::Hint { question, frames })?;
+        self.say(&words(question))?;
         let what = "to say which pages are free";
         let answer = self.wait(what, patience, ended, |heard| heard.hints.take_if(|(of, _)| *of == question))?;
-        let (free, types) = answer.1.map_err(MachineError::Hypervisor)?;
-        Ok(Hints { free: from_run_lengths(&free, frames)?, types: Some(types) })
+        answer.1.map_err(MachineError::Hypervisor)
     }
 
     fn wait<T>(
@@ -183,6 +214,10 @@ impl Port {
     }
 }
 
+fn answers_another_question() -> MachineError {
+    MachineError::Hypervisor("the guest's agent answers another question than it was asked".to_owned())
+}
+
 impl Drop for Port {
     fn drop(&mut self) {
         // The listener ends at this; QEMU may have ended it already.
@@ -210,7 +245,10 @@ fn listen(mut reader: BufReader<UnixStream>, shared: &Shared) {
                 heard.progress = Progress { units, operations };
             }
             Ok(Some(FromGuest::Frozen { state, frames })) => heard.frozen = Some((state, frames)),
-            Ok(Some(FromGuest::Hints { question, free, types })) => heard.hints = Some((question, Ok((free, types)))),
+            Ok(Some(FromGuest::Hints { question, free, types })) => {
+                heard.hints = Some((question, Ok(Told::Free(free, types))));
+            }
+            Ok(Some(FromGuest::OffersFree { question })) => heard.hints = Some((question, Ok(Told::Offered))),
             Ok(Some(FromGuest::NoHints { question, why })) => heard.hints = Some((question, Err(why))),
             Ok(Some(FromGuest::Failed { why })) => heard.failed = Some(format!("the guest's agent: {why}")),
             // QEMU's own end is told of by its monitor.

@@ -41,6 +41,12 @@ pub enum ToGuest {
         /// How many frames the guest's memory has.
         frames: u64,
     },
+    /// From now on let QEMU's own migrations hear which pages are free, over the balloon: [`FromGuest::OffersFree`] or
+    /// [`FromGuest::NoHints`].
+    OfferFree {
+        /// The question's number, as above.
+        question: u64,
+    },
 }
 
 /// Said by the agent.
@@ -79,6 +85,11 @@ pub enum FromGuest {
         free: Vec<u64>,
         /// What all frames are.
         types: PageTypes,
+    },
+    /// The balloon's driver is there, and has agreed with QEMU on hints.
+    OffersFree {
+        /// The question's number.
+        question: u64,
     },
     /// It can't say which pages are free.
     NoHints {
