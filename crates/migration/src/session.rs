@@ -424,23 +424,10 @@ impl Move<'_> {
 
     /// What a row can't say of this move by design, and why.
     fn unmeasured(&self) -> BTreeMap<String, String> {
-        if let Some(own) = &self.plan.own {
-            let why = "the hypervisor counts the bytes of its copy, as the row's `own` says, and no blocks".to_owned();
-            let blocks = own.disk.iter().map(|_| ("blocks".to_owned(), why.clone()));
-            let kind = MACHINES.find(&self.plan.guest.machine).ok();
-            let memory = kind.and_then(|kind| kind.build.own.find(&own.memory).ok());
-            let why = "the hypervisor fetches what a vCPU waits for, and says how often at most, in the row's `own`";
-            let faults =
-                memory.filter(|memory| memory.build.postcopy).map(|_| ("memory_faults".to_owned(), why.to_owned()));
-            return blocks.chain(faults).collect();
-        }
-        let disk = self.plan.guest.disk.map(|disk| {
-            let (blocks, block_bytes) = (disk.bytes / disk.block_bytes, disk.block_bytes);
-            self.plan.disk.needs(&BlocksContext { blocks, block_bytes, seed: self.plan.guest.seed })
-        });
-        let why = "the disk remains where the guest began".to_owned();
-        let mut reasons: BTreeMap<String, String> =
-            disk.filter(|needs| needs.remains).map(|_| ("disk_whole_ns".to_owned(), why)).into_iter().collect();
+        let mut reasons = match &self.plan.own {
+            Some(own) => self.uncounted(own),
+            None => self.never_whole(),
+        };
         if let Software::Brought(brought) = &self.plan.guest.software {
             let offered = ["write_bytes_per_s", "achieved_bytes_per_s", "working_set_bytes"];
             let of_its_own = METRICS.iter().map(|metric| metric.name).filter(|name| match name.split_once('.') {
@@ -456,6 +443,28 @@ impl Move<'_> {
             }
         }
         reasons
+    }
+
+    /// What the hypervisor doesn't count.
+    fn uncounted(&self, own: &OwnMove) -> BTreeMap<String, String> {
+        let why = "the hypervisor counts the bytes of its copy, as the row's `own` says, and no blocks".to_owned();
+        let blocks = own.disk.iter().map(|_| ("blocks".to_owned(), why.clone()));
+        let kind = MACHINES.find(&self.plan.guest.machine).ok();
+        let memory = kind.and_then(|kind| kind.build.own.find(&own.memory).ok());
+        let why = "the hypervisor fetches what a vCPU waits for, and says how often at most, in the row's `own`";
+        let faults =
+            memory.filter(|memory| memory.build.postcopy).map(|_| ("memory_faults".to_owned(), why.to_owned()));
+        blocks.chain(faults).collect()
+    }
+
+    /// What never comes to its end where the disk stays behind.
+    fn never_whole(&self) -> BTreeMap<String, String> {
+        let disk = self.plan.guest.disk.map(|disk| {
+            let (blocks, block_bytes) = (disk.bytes / disk.block_bytes, disk.block_bytes);
+            self.plan.disk.needs(&BlocksContext { blocks, block_bytes, seed: self.plan.guest.seed })
+        });
+        let why = "the disk remains where the guest began".to_owned();
+        disk.filter(|needs| needs.remains).map(|_| ("disk_whole_ns".to_owned(), why)).into_iter().collect()
     }
 }
 
