@@ -382,9 +382,9 @@ impl Guest {
         let testimony = match self.machine.testimony(frozen) {
             // A guest that runs and can't answer has lost something, whatever the hypervisor says of its move.
             Err(error @ MachineError::Hypervisor(_)) => {
-                let mut verification = Verification::skipped(format!("{of}: it was asked and does not answer"));
+                let mut verification = Verification::skipped(format!("{of}: not compared, it does not answer"));
                 verification.memory = Verdict::Different;
-                verification.first_difference = Some(error.to_string());
+                verification.first_difference = Some(format!("no page was compared, {of} does not answer: {error}"));
                 return Ok(verification);
             }
             answer => answer?,

@@ -304,11 +304,16 @@ impl QemuMachine {
 
     /// Keeps why the guest can't go on: where QEMU has ended, or is about to, that is the cause of anything else.
     fn fail(&self, error: MachineError) {
-        let error = match self.process().as_ref() {
+        let error = self.blame(error);
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.to_string());
+    }
+
+    /// What a failure was really.
+    fn blame(&self, error: MachineError) -> MachineError {
+        match self.process().as_ref() {
             Some(process) => process.blame(error),
             None => error,
-        };
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.to_string());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -384,10 +389,11 @@ impl Machine for QemuMachine {
             return Err(MachineError::Hypervisor(why));
         }
         let agent = self.inside.agent()?;
-        self.go_on()?;
+        self.go_on().map_err(|error| self.blame(error))?;
         let frozen = agent.freeze(FREEZE, &|| self.ended());
-        self.halt()?;
+        let halted = self.halt();
         let (state, runs) = frozen?;
+        halted.map_err(|error| self.blame(error))?;
         self.lock().executes = false;
         let frames = words::spread(&runs, self.workload_pages, self.ram.pages())?;
         Ok(Some(Testimony { state: state.into_bytes(), frames: Some(frames) }))
