@@ -153,7 +153,7 @@ fn hint(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, question: u64, frames
 fn flags(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, of: u64) -> Result<PageFlags, GuestError> {
     let mut flags = PageFlags::read(of)?;
     if let Some((machine, ram)) = guest {
-        let freed = machine.hints()?.free;
+        let freed = machine.hints(&|| false)?.free;
         if !freed.is_empty() {
             let frames: Vec<u64> = frames(ram)?.into_iter().flat_map(|(first, count)| first..first + count).collect();
             freed.iter().for_each(|page| _ = flags.free.insert(frames[page as usize]));

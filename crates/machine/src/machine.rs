@@ -67,11 +67,13 @@ pub trait Machine: Send + Sync {
     }
 
     /// What the guest knows of its own pages. To be asked while it runs, and, where pages are to be left out by the answer,
-    /// once the dirty log is armed: see [`Hints`].
+    /// once the dirty log is armed: see [`Hints`]. Where the guest must be waited for, `given_up` is asked now and then whether
+    /// the answer is wanted no more.
     ///
     /// # Errors
-    /// Nothing in the guest knows, what it says can't be relied on, or it does not answer.
-    fn hints(&self) -> Result<Hints, MachineError> {
+    /// Nothing in the guest knows, what it says can't be relied on, it does not answer, or the question was given up.
+    fn hints(&self, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
+        let _ = given_up;
         Err(MachineError::Setup("nothing in this guest tells which of its pages are free".to_owned()))
     }
 

@@ -91,7 +91,7 @@ fn move_softly(vcpus: u32, lie: impl Fn(&mut UnitSet<Page>)) -> Option<(Verifica
     let (mut unsent, mut free) = (UnitSet::full(plan.shape.pages), UnitSet::empty(plan.shape.pages));
     for _ in 0..20 {
         unsent.union(&log.take().unwrap());
-        free = source.machine.hints().unwrap().free;
+        free = source.machine.hints(&|| false).unwrap().free;
         lie(&mut free);
         let mut now = unsent.clone();
         now.subtract(&free);
@@ -108,7 +108,11 @@ fn move_softly(vcpus: u32, lie: impl Fn(&mut UnitSet<Page>)) -> Option<(Verifica
     unsent.subtract(&free);
     unsent.iter().for_each(&mut copy);
     destination.machine.load_state(&source.machine.save_state().unwrap()).unwrap();
-    assert_eq!(destination.machine.hints().unwrap(), source.machine.hints().unwrap(), "the masks move with the state");
+    assert_eq!(
+        destination.machine.hints(&|| false).unwrap(),
+        source.machine.hints(&|| false).unwrap(),
+        "the masks move with the state"
+    );
     assert!(source.check(&mut twin).is_good(), "the frozen source equals the twin, whatever it says");
     destination.run_for(1000);
     Some((destination.check(&mut twin), free.count()))

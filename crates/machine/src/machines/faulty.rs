@@ -61,8 +61,8 @@ impl Machine for Faulty {
         self.sound.testimony(frozen)
     }
 
-    fn hints(&self) -> Result<Hints, MachineError> {
-        self.sound.hints()
+    fn hints(&self, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
+        self.sound.hints(given_up)
     }
 
     fn throttle(&self, share: f64) {

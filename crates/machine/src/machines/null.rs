@@ -54,8 +54,8 @@ impl Machine for Null {
         self.stopped.load_state(state)
     }
 
-    fn hints(&self) -> Result<Hints, MachineError> {
-        self.stopped.hints()
+    fn hints(&self, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
+        self.stopped.hints(given_up)
     }
 
     fn throttle(&self, _share: f64) {}

@@ -399,8 +399,9 @@ impl Machine for QemuMachine {
         Ok(Some(Testimony { state: state.into_bytes(), frames: Some(frames) }))
     }
 
-    fn hints(&self) -> Result<Hints, MachineError> {
-        self.inside.agent()?.hints(self.ram.pages(), HINTS, &|| self.ended())
+    fn hints(&self, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
+        let over = || self.ended().or_else(|| given_up().then(|| "the move has ended".to_owned()));
+        self.inside.agent()?.hints(self.ram.pages(), HINTS, &over)
     }
 
     fn prepare_to_leave(&self, own: &OwnMove) -> Result<OwnEnds<UnixListener>, MachineError> {

@@ -149,7 +149,7 @@ impl Machine for ThreadMachine {
         Ok(())
     }
 
-    fn hints(&self) -> Result<Hints, MachineError> {
+    fn hints(&self, _given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
         Ok(Hints { free: self.board.free.within(self.board.ram.pages()), types: None })
     }
 

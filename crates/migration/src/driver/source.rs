@@ -3,7 +3,7 @@
 use super::acknowledged::Acknowledged;
 use super::control_lane::{begin_as_source, hear, say};
 use super::disk_lane::{DiskJob, DiskSender, serve_pulls};
-use super::hint_lane::serve_questions;
+use super::hint_lane::HintLane;
 use super::memory_lane::{LaneJob, LaneSender};
 use super::mirror_lane::MirrorLane;
 use super::offer_lane::OfferLane;
@@ -147,7 +147,9 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<L
     let encodes = [encode, demand_encode];
     let mut lanes = Lanes::start(&machine, &volume, remains, connections, encodes, &inputs, &parts.runtime)?;
     if movement.memory.asks_guest() {
-        lanes.questions = Some(ask_guest(&machine, &inputs, &recorder));
+        let asked = Arc::clone(&machine);
+        let hints = move |given_up: &dyn Fn() -> bool| asked.hints(given_up);
+        lanes.hints = Some(HintLane::start(pages, hints, inputs.clone(), recorder.clone()));
     }
     let (core, timer, ending) = (SourceCore::new(plan), None, None);
     let mut source = Source { core, machine, volume, remains, acknowledged, log, recorder, lanes, timer, ending };
@@ -215,7 +217,7 @@ struct Lanes {
     disk: Option<UnboundedSender<DiskJob>>,
     mirror: Option<Arc<MirrorLane>>,
     /// To the guest, where the selection goes by what it says.
-    questions: Option<Sender<u64>>,
+    hints: Option<HintLane>,
     sever: Vec<Severer>,
     running: Receiver<()>,
     barriers: u64,
@@ -287,7 +289,7 @@ impl Lanes {
             }
         }
         let (push, demand) = (Some(push_jobs), Some(demand_jobs));
-        Ok(Lanes { control, push, demand, disk, mirror, questions: None, sever, running, barriers: 0 })
+        Ok(Lanes { control, push, demand, disk, mirror, hints: None, sever, running, barriers: 0 })
     }
 
     /// Lets every thread end: by the ends of their work, or, if the other side doesn't see to it, by force.
@@ -295,7 +297,6 @@ impl Lanes {
         self.push = None;
         self.demand = None;
         self.disk = None;
-        self.questions = None;
         if by_force {
             self.sever.iter().for_each(Severer::sever);
         }
@@ -306,15 +307,8 @@ impl Lanes {
             self.sever.iter().for_each(Severer::sever);
             self.control.sever();
         }
+        self.hints = None;
     }
-}
-
-/// Starts the thread that asks the guest. A guest that is paused answers nothing, and its move doesn't wait for that.
-fn ask_guest(machine: &Arc<dyn Machine>, inputs: &Sender<SourceInput>, recorder: &Recorder) -> Sender<u64> {
-    let (questions, asked) = channel();
-    let (machine, inputs, recorder) = (Arc::clone(machine), inputs.clone(), recorder.clone());
-    std::thread::spawn(move || serve_questions(&*machine, &asked, &inputs, &recorder));
-    questions
 }
 
 /// Starts a thread whose failure ends the move. It holds `alive` as long as it runs.
@@ -446,7 +440,7 @@ impl Source {
             }
             SourceEffect::Ask { question } => {
                 // The log is armed and was not taken since the core asked.
-                self.lanes.questions.iter().for_each(|lane| _ = lane.send(question));
+                self.lanes.hints.iter().for_each(|lane| lane.ask(question));
             }
             SourceEffect::Mirror { mirroring, missing } => {
                 if let (Some(volume), Some(mirror)) = (&self.volume, &self.lanes.mirror) {
