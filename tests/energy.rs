@@ -59,6 +59,12 @@ fn a_wall_meter_is_a_program() {
 }
 
 #[test]
+fn a_program_and_another_meter_are_not_both_the_meter() {
+    let reading = read(&["--meter", "powercap", "--meter-command", "echo 1"]);
+    assert!(reading["why"].as_str().unwrap().contains("give one of them"), "{reading}");
+}
+
+#[test]
 fn a_program_that_fails_is_not_replaced_by_another_meter() {
     let tree = Tree::new();
     tree.package(0, 0, 262_143_328_850);

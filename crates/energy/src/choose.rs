@@ -47,7 +47,15 @@ pub struct Measured {
 
 /// The meters to try, in order: one, or all but the null meter. Who gives a program means that, and nothing else in its place.
 fn wanted(place: &Place, name: Option<&str>) -> Result<Vec<&'static Entry<crate::Open>>, Unmeasured> {
-    match name.or(place.command.as_ref().map(|_| "command")) {
+    let program = place.command.as_ref().map(|_| "command");
+    if let (Some(name), Some(program)) = (name, program)
+        && name != program
+    {
+        return Err(Unmeasured::because(format!(
+            "a meter's program is given, and the meter {name:?}: give one of them"
+        )));
+    }
+    match name.or(program) {
         Some(name) => Ok(vec![METERS.find(name).map_err(|e| Unmeasured::because(e.to_string()))?]),
         None => Ok(METERS.entries.iter().filter(|e| e.name != "null").collect()),
     }

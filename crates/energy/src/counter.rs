@@ -145,7 +145,9 @@ impl Counter {
             return Ok(self.total_uj);
         }
         let span = last.at.since(first.at);
-        Err(Unmeasured::because(if span < PATIENCE {
+        Err(Unmeasured::because(if span == Nanos(0) {
+            "it gave one figure, and no second that differs".to_owned()
+        } else if span < PATIENCE {
             format!("it did not move in {span}, which is too short to tell")
         } else {
             format!("it never moved in {span}, as on many virtual machines: it reads {} uJ all the time", first.uj)
@@ -163,8 +165,9 @@ impl Counter {
     }
 }
 
-/// Two wraps in one reading are a coincidence where it takes so many times as long as between two readings to wrap.
-const RARE: u64 = 1000;
+/// Two wraps in one reading are a coincidence where a counter takes so long at least to wrap. Real ones take a minute and more
+/// at the highest plausible power.
+const RARE: Nanos = Nanos(10_000_000_000);
 
 /// Takes in a reading of all counters of a host, each at its counter's place.
 ///
@@ -173,8 +176,7 @@ const RARE: u64 = 1000;
 pub(crate) fn add_all(counters: &mut [Counter], readings: Vec<Result<Reading, Unmeasured>>) {
     let fallen = |(counter, reading): (&Counter, &Result<Reading, Unmeasured>)| {
         let (last, reading) = (counter.last?, reading.as_ref().ok()?);
-        let longest = counter.longest_gap()?;
-        let rare = reading.at.since(last.at).0.saturating_mul(RARE) <= longest.0;
+        let rare = counter.longest_gap()? >= RARE;
         (rare && reading.uj < last.uj && reading.at > last.at).then_some(last.uj)
     };
     let falls: Vec<Option<u64>> = counters.iter().zip(&readings).map(fallen).collect();

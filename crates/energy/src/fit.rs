@@ -77,9 +77,9 @@ impl Fit {
 pub fn fit(law: Law, points: &[Point]) -> Result<Fit, Undetermined> {
     let names = law.coefficients();
     let all: Vec<&Point> = points.iter().collect();
-    let cells = points.iter().map(|p| &p.cell).collect::<BTreeSet<_>>().len();
+    let cells = cells_of(&all);
     let undetermined = Undetermined { points: points.len(), cells, coefficients: names.len() };
-    let solved = solve(law, &all).filter(|_| cells >= names.len()).ok_or(undetermined)?;
+    let solved = solve(law, &all).filter(|_| determined(law, &all)).ok_or(undetermined)?;
     let mean = all.iter().map(|p| p.joules).sum::<f64>() / all.len() as f64;
     let around: f64 = all.iter().map(|p| (p.joules - mean).powi(2)).sum();
     let left: f64 = all.iter().map(|p| (p.joules - value(&solved, p)).powi(2)).sum();
@@ -95,6 +95,15 @@ pub fn fit(law: Law, points: &[Point]) -> Result<Fit, Undetermined> {
     })
 }
 
+fn cells_of(points: &[&Point]) -> usize {
+    points.iter().map(|p| &p.cell).collect::<BTreeSet<_>>().len()
+}
+
+/// Whether a law of these points is made of more than the noise of a cell.
+fn determined(law: Law, points: &[&Point]) -> bool {
+    cells_of(points) >= law.coefficients().len()
+}
+
 /// Points that say too little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{points} points of {cells} cells don't determine {coefficients} coefficients: vary more, or more widely")]
@@ -107,7 +116,7 @@ pub struct Undetermined {
 /// The relative error of a cell's mean, predicted from the other cells.
 fn error_without(law: Law, points: &[Point], cell: &str) -> Option<f64> {
     let (held, rest): (Vec<&Point>, Vec<&Point>) = points.iter().partition(|p| p.cell == cell);
-    let solved = solve(law, &rest)?;
+    let solved = determined(law, &rest).then(|| solve(law, &rest))??;
     let predicted: f64 = held.iter().map(|p| value(&solved, p)).sum();
     let actual: f64 = held.iter().map(|p| p.joules).sum();
     (actual != 0.0).then(|| predicted / actual - 1.0)
@@ -221,9 +230,12 @@ mod tests {
         let noise: Vec<Point> = noise.into_iter().map(|p| Point { cell: "all".to_owned(), ..p }).collect();
         assert!(fit(Law::Liu, &noise).unwrap_err().to_string().contains("of 1 cells"));
         // Two cells fit two coefficients, and neither predicts the other.
-        let two = [strunk(256.0, 20.0, 3.0, 1e-6), strunk(256.0, 40.0, 3.0, 1e-6)];
+        let of = |rate: f64| {
+            [1.0, 1.1, 0.9].map(|x| Point { joules: x, regressors: vec![x, 1.0], ..strunk(256.0, rate, 3.0, 1e-6) })
+        };
+        let two = [of(20.0), of(40.0)].concat();
         let fit = fit(Law::Strunk, &two).unwrap();
-        assert_eq!(fit.held_out_error(), None);
+        assert_eq!((fit.held_out_error(), fit.r_squared), (None, None));
     }
 
     #[test]

@@ -52,6 +52,14 @@ fn counters_that_fall_together_were_reset() {
     // Each would be plausible as a wrap.
     let (one, other) = (CLIENT - 200_000, CLIENT - 900_000);
     assert_eq!(all([[one - 1, other - 1, 5], [one, other, 6], [10, 11, 7]]), [None, None, Some(2)]);
+    let mut counters = [package(CLIENT), package(CLIENT)];
+    add_all(&mut counters, vec![at(0, one), at(0, other)]);
+    add_all(&mut counters, vec![at(60_000, 10), at(60_000, 11)]);
+    assert_eq!(
+        counters.map(|counter| counter.total().ok()),
+        [None, None],
+        "nor does a late reader take them for wraps"
+    );
     assert_eq!(
         all([[one - 1, 7, 5], [one, 8, 6], [10, 9, 7]]),
         [Some(200_011), Some(2), Some(2)],

@@ -1,8 +1,8 @@
 //! A wall meter by command: a program of the user's that prints the host's joules.
 //!
 //! The program is started once, as a line for the shell, and prints a line whenever its meter has a new figure: the joules
-//! used so far, as a decimal number that never falls. The instant of a figure is when its line came. When the meter is no
-//! longer needed the program, with all that it started, is ended.
+//! used so far, as a decimal number that never falls. The instant of a figure is when it was first seen: a program may say again
+//! what it has said, and that is no new figure. When the meter is no longer needed the program, with all that it started, is ended.
 
 use crate::meter::{Domain, DomainKind, Meter, Open, Place, Reading, Unmeasured};
 use std::io::{BufRead, BufReader, Read};
@@ -26,19 +26,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A longer line holds no number.
 const LONGEST_LINE: u64 = 256;
 
-/// The last line: how many there were, and what it said.
-#[derive(Default)]
-struct Said {
-    lines: u64,
-    last: Option<Result<u64, Unmeasured>>,
-}
+/// What the last line said.
+type Said = Option<Result<u64, Unmeasured>>;
 
 struct Wall {
     domains: [Domain; 1],
     program: Child,
     said: Arc<(Mutex<Said>, Condvar)>,
-    /// The line last seen, and when.
-    seen: (u64, Nanos),
+    /// The figure last seen, and when first.
+    seen: Option<Reading>,
 }
 
 impl Meter for Wall {
@@ -48,11 +44,11 @@ impl Meter for Wall {
 
     fn read(&mut self, now: Nanos) -> Vec<Result<Reading, Unmeasured>> {
         let said = self.said.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.lines != self.seen.0 {
-            self.seen = (said.lines, now);
-        }
-        let last = said.last.clone().unwrap_or_else(|| Err(Unmeasured::because("the program has printed nothing yet")));
-        vec![last.map(|uj| Reading { at: self.seen.1, uj })]
+        let last = said.clone().unwrap_or_else(|| Err(Unmeasured::because("the program has printed nothing yet")));
+        vec![last.map(|uj| match self.seen {
+            Some(seen) if seen.uj == uj => seen,
+            _ => *self.seen.insert(Reading { at: now, uj }),
+        })]
     }
 }
 
@@ -73,17 +69,15 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
     command.args(["-c", line]).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
     let mut program = command.spawn().map_err(failed)?;
     let output = program.stdout.take().ok_or_else(|| failed(std::io::ErrorKind::BrokenPipe.into()))?;
-    let said = Arc::new((Mutex::new(Said::default()), Condvar::new()));
+    let said = Arc::new((Mutex::new(Said::None), Condvar::new()));
     let listener = Arc::clone(&said);
     std::thread::spawn(move || listen(output, &listener));
     let domain = Domain { name: "wall".to_owned(), kind: DomainKind::Host, package: None, range_uj: None };
-    let wall = Wall { domains: [domain], program, said: Arc::clone(&said), seen: (0, Nanos(0)) };
+    let wall = Wall { domains: [domain], program, said: Arc::clone(&said), seen: None };
     let waiting = said.0.lock().unwrap_or_else(PoisonError::into_inner);
-    let (waited, _) = said
-        .1
-        .wait_timeout_while(waiting, PATIENCE, |said| said.last.is_none())
-        .unwrap_or_else(PoisonError::into_inner);
-    match &waited.last {
+    let (waited, _) =
+        said.1.wait_timeout_while(waiting, PATIENCE, |said| said.is_none()).unwrap_or_else(PoisonError::into_inner);
+    match &*waited {
         Some(Ok(_)) => {}
         Some(Err(why)) => return Err(why.clone()),
         None => {
@@ -98,16 +92,19 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
 fn listen(output: ChildStdout, said: &(Mutex<Said>, Condvar)) {
     let mut output = BufReader::new(output);
     loop {
-        let mut line = String::new();
-        let heard = output.by_ref().take(LONGEST_LINE).read_line(&mut line);
+        let mut line = Vec::new();
+        let heard = output.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line);
         let ended = !matches!(heard, Ok(n) if n > 0);
-        let figure = if ended { Err(Unmeasured::because("the meter's command has ended")) } else { joules(&line) };
+        let figure = if ended {
+            Err(Unmeasured::because("the meter's command has ended"))
+        } else {
+            joules(&String::from_utf8_lossy(&line))
+        };
         let mut said_now = said.0.lock().unwrap_or_else(PoisonError::into_inner);
         // What it said before it ended stays the reason, if that was no figure.
-        if !(ended && matches!(said_now.last, Some(Err(_)))) {
-            said_now.last = Some(figure);
+        if !(ended && matches!(*said_now, Some(Err(_)))) {
+            *said_now = Some(figure);
         }
-        said_now.lines += 1;
         said.1.notify_all();
         if ended {
             return;
@@ -121,4 +118,23 @@ fn joules(line: &str) -> Result<u64, Unmeasured> {
     number.ok_or_else(|| {
         Unmeasured::because(format!("the meter's command printed {:.40?}, not a number of joules", line.trim()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_that_is_said_again_is_no_new_one() {
+        let said = Arc::new((Mutex::new(Some(Ok(5))), Condvar::new()));
+        let domain = Domain { name: "wall".to_owned(), kind: DomainKind::Host, package: None, range_uj: None };
+        let program = Command::new("true").spawn().unwrap();
+        let mut wall = Wall { domains: [domain], program, said: Arc::clone(&said), seen: None };
+        let mut read = |now: u64| wall.read(Nanos(now)).remove(0).map(|reading| (reading.at.0, reading.uj));
+        assert_eq!((read(10), read(20)), (Ok((10, 5)), Ok((10, 5))));
+        *said.0.lock().unwrap() = Some(Ok(7));
+        assert_eq!((read(30), read(40)), (Ok((30, 7)), Ok((30, 7))));
+        *said.0.lock().unwrap() = Some(Err(Unmeasured::because("gone")));
+        assert!(read(50).is_err());
+    }
 }

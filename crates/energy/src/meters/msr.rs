@@ -41,6 +41,9 @@ const AMD: [(u64, DomainKind, &str); 1] = [(0xC001_029B, DomainKind::Package, ""
 const FIXED_MEMORY_UNIT: [u64; 8] = [0x3f, 0x4f, 0x56, 0x55, 0x6a, 0x6c, 0x57, 0x85];
 const FIXED_MEMORY_SHIFT: u32 = 16;
 
+/// Intel's small cores of 2013 to 2016 (Silvermont, Airmont) have another unit in that register.
+const OTHER_UNIT: [u64; 5] = [0x37, 0x4a, 0x4c, 0x5a, 0x5d];
+
 struct Register {
     file: File,
     path: PathBuf,
@@ -87,6 +90,9 @@ fn open(place: &Place) -> Result<Box<dyn Meter>, Unmeasured> {
         }
     };
     let model = files::processor_field(place, "model").and_then(|m| m.parse::<u64>().ok());
+    if unit == INTEL_UNIT && model.is_some_and(|m| OTHER_UNIT.contains(&m)) {
+        return Err(Unmeasured::because("the registers of this processor (Silvermont, Airmont) count in another unit"));
+    }
     let fixed = unit == INTEL_UNIT && model.is_some_and(|m| FIXED_MEMORY_UNIT.contains(&m));
     let mut meter = Bank::new();
     for (package, processor) in files::Packages::read(place)?.one_of_each() {
