@@ -1,7 +1,7 @@
 //! Every registry entry, in combination with the others, moves a guest: the twin has the last word.
 
 use crate::sample::{Factor, Row, pairwise, part, product};
-use crate::support::{Pair, choice, guest, plan, run};
+use crate::support::{Pair, at_once, choice, guest, plan, run};
 use serde_json::{Map, Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -21,9 +21,6 @@ use whimbrel_workloads::{BuildContext, WORKLOADS, WorkloadChoice};
 
 /// The name of each family's member that fails or damages on purpose.
 const FAULTY: &str = "faulty";
-
-/// Trials that go on at once.
-const AT_ONCE: usize = 2;
 
 fn factors() -> Vec<Factor> {
     let of = |key: &str, names: Vec<&'static str>| names.into_iter().map(|n| format!("{key} {n}")).collect::<Vec<_>>();
@@ -64,7 +61,7 @@ fn case(factors: &[Factor], row: &Row, seed: u64) -> Option<Case> {
     let mut guest = guest(seed, vcpus, json!({"use": value("workload")}));
     guest.machine = value("machine").to_owned();
     let disk = match value("disk").split_once(' ') {
-        Some((key, name)) => json!({key: name}),
+        Some((key, name)) => disk(key, name),
         None => {
             guest.disk = None;
             json!({})
@@ -89,6 +86,19 @@ fn case(factors: &[Factor], row: &Row, seed: u64) -> Option<Case> {
         damages: encode.as_array().is_some_and(|chain| chain.iter().any(|name| name == FAULTY)),
         plan,
     })
+}
+
+/// The `[disk]` table. What follows a guest that writes as fast as it can is not to follow it for a hundred rounds.
+fn disk(key: &str, name: &str) -> Value {
+    let parameters = match key {
+        "preset" => DISK_PRESETS.find(name).map(|entry| entry.parameters),
+        _ => DISK_STRATEGIES.find(name).map(|entry| entry.parameters),
+    };
+    let mut table = json!({key: name});
+    if parameters.expect("the name is the registry's").iter().any(|p| p.name == "max_rounds") {
+        table["max_rounds"] = 10.into();
+    }
+    table
 }
 
 /// The workload, if it fits. Most are paced where they can be, since the twin has to do again whatever is done as fast as
@@ -192,27 +202,19 @@ fn every_member_moves_a_guest_with_every_other() {
     let tried = part((seed..).zip(&rows));
     let cases: Vec<Case> = tried.iter().filter_map(|(seed, row)| case(&factors, row, *seed)).collect();
     println!("{} combinations of {} fit their guests; WHIMBREL_SEED={seed}", cases.len(), tried.len());
-    let (queue, complaints) = (Mutex::new(cases.iter()), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                let mut pair = Pair::start();
-                loop {
-                    let Some(case) = queue.lock().unwrap().next() else { return };
-                    let began = Instant::now();
-                    let made = catch_unwind(AssertUnwindSafe(|| run(&pair.hosts(), &case.plan)));
-                    let complaint = match made {
-                        Ok(Ok(trips)) => complaint(case, &trips[0]),
-                        Ok(Err(error)) => Some(format!("{error:?}")),
-                        Err(_) => Some("it panicked or didn't end".to_owned()),
-                    };
-                    println!("{:?}: {}", began.elapsed(), case.shown);
-                    if let Some(complaint) = complaint {
-                        complaints.lock().unwrap().push(format!("{}: {complaint}", case.shown));
-                        pair = Pair::start();
-                    }
-                }
-            });
+    let complaints = Mutex::new(Vec::new());
+    at_once(&cases, Pair::start, |pair, case| {
+        let began = Instant::now();
+        let made = catch_unwind(AssertUnwindSafe(|| run(&pair.hosts(), &case.plan)));
+        let complaint = match made {
+            Ok(Ok(trips)) => complaint(case, &trips[0]),
+            Ok(Err(error)) => Some(format!("{error:?}")),
+            Err(_) => Some("it panicked or didn't end".to_owned()),
+        };
+        println!("{:?}: {}", began.elapsed(), case.shown);
+        if let Some(complaint) = complaint {
+            complaints.lock().unwrap().push(format!("{}: {complaint}", case.shown));
+            *pair = Pair::start();
         }
     });
     let complaints = complaints.into_inner().unwrap();

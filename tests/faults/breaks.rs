@@ -2,9 +2,10 @@
 
 use crate::proxy::{Act, Lane, Point, Proxy, Toward};
 use crate::sample::{Factor, Row, pairwise, part, product};
-use crate::support::{Pair, guest, plan, run, saw};
+use crate::support::{Pair, at_once, guest, plan, run, saw};
 use serde_json::{Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use whimbrel_disk::DISK_STRATEGIES;
 use whimbrel_memory::SCHEDULES;
@@ -154,20 +155,26 @@ fn whatever_breaks_the_guest_is_alive_at_one_side_or_the_row_says_lost() {
         None => pairwise(&factors, &mut rng),
         Some(_) => product(&factors, &["point", "act", "memory", "disk"], &mut rng),
     };
-    let (mut complaints, mut reached) = (Vec::new(), vec![false; POINTS.len()]);
+    let (complaints, reached) = (Mutex::new(Vec::new()), Mutex::new(vec![false; POINTS.len()]));
     let tried = part((seed..).zip(&rows));
-    for &(seed, row) in &tried {
-        let shown: Vec<&str> = row.iter().zip(&factors).map(|(value, factor)| factor.1[*value].as_str()).collect();
-        let began = Instant::now();
-        let ended = catch_unwind(AssertUnwindSafe(|| broken(&factors, row, seed)));
-        println!("{:?}: seed {seed}, {shown:?}", began.elapsed());
-        match ended {
-            Ok(Ok(fired)) => reached[row[0]] |= fired,
-            Ok(Err(complaint)) => complaints.push(format!("seed {seed}, {shown:?}: {complaint}")),
-            Err(_) => complaints.push(format!("seed {seed}, {shown:?}: it panicked or didn't end")),
-        }
-    }
+    at_once(
+        &tried,
+        || (),
+        |(), &(seed, row)| {
+            let shown: Vec<&str> = row.iter().zip(&factors).map(|(value, factor)| factor.1[*value].as_str()).collect();
+            let began = Instant::now();
+            let ended = catch_unwind(AssertUnwindSafe(|| broken(&factors, row, seed)));
+            println!("{:?}: seed {seed}, {shown:?}", began.elapsed());
+            let complain = |what: &str| complaints.lock().unwrap().push(format!("seed {seed}, {shown:?}: {what}"));
+            match ended {
+                Ok(Ok(fired)) => reached.lock().unwrap()[row[0]] |= fired,
+                Ok(Err(complaint)) => complain(&complaint),
+                Err(_) => complain("it panicked or didn't end"),
+            }
+        },
+    );
     println!("{} moves; WHIMBREL_SEED={seed}", tried.len());
+    let (complaints, reached) = (complaints.into_inner().unwrap(), reached.into_inner().unwrap());
     for (point, _) in POINTS.iter().zip(&reached).filter(|(_, reached)| !**reached) {
         eprintln!("SKIPPED: no move came by {point:?}");
     }

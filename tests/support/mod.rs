@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use whimbrel_migration::CoordinatorChoice;
@@ -29,6 +30,29 @@ pub const RAM_BYTES: u64 = 16 << 20;
 
 /// Disk of every guest here that has one; the first half of it is filled.
 pub const DISK_BYTES: u64 = 16 << 20;
+
+/// Moves that go on at once. Each waits for most of its time: for its link, for its rules, for its disk.
+const AT_ONCE: usize = 4;
+
+/// Does `work` with each of all, several at a time, and with a state of the thread that does it.
+pub fn at_once<T, S>(
+    all: impl IntoIterator<Item = T, IntoIter: Send>,
+    state: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) + Sync,
+) {
+    let queue = Mutex::new(all.into_iter());
+    let next = || queue.lock().unwrap().next();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                let mut state = state();
+                while let Some(one) = next() {
+                    work(&mut state, one);
+                }
+            });
+        }
+    });
+}
 
 /// The agent of a host, as a process of its own that ends with this value.
 pub struct Agent {
