@@ -66,6 +66,19 @@ const LINES: [(&str, Line); 11] = [
     ("qemu-tracking", qemu_tracking::qemu_tracking),
 ];
 
+/// What is wrong with the arguments: a line takes minutes, so none is measured for want of a word.
+fn wrong(arguments: &[String]) -> Option<String> {
+    let lines = LINES.map(|(name, _)| name).join(", ");
+    // The first is what the build tool says to each benchmark.
+    let is_option = |a: &String| ["--bench", "--quick", "--big", "--check"].contains(&a.as_str());
+    if let Some(unknown) = arguments.iter().find(|a| a.starts_with('-') && !is_option(a)) {
+        return Some(format!("no option is called {unknown}; accepted: --quick, --big, --check; lines: {lines}"));
+    }
+    let filter = arguments.iter().find(|a| !a.starts_with('-'))?;
+    let none = !LINES.iter().any(|(name, _)| name.contains(filter.as_str()));
+    none.then(|| format!("no line's name contains {filter}; lines: {lines}"))
+}
+
 fn main() -> ExitCode {
     // In a guest under QEMU this program is the agent, as the program itself would be.
     if whimbrel_guest::is_init() {
@@ -79,6 +92,10 @@ fn main() -> ExitCode {
     // The test runner builds and runs benchmarks too: there they only have to start.
     if arguments.iter().any(|a| a == "--test") {
         return ExitCode::SUCCESS;
+    }
+    if let Some(wrong) = wrong(&arguments) {
+        eprintln!("paths: {wrong}");
+        return ExitCode::from(2);
     }
     let given = |flag: &str| arguments.iter().any(|a| a == flag);
     let mut words = arguments.iter().filter(|a| !a.starts_with('-')).cloned();
