@@ -105,6 +105,10 @@ pub struct DestinationCore {
     whole: (bool, bool),
     said_whole: bool,
     handed_over: bool,
+    /// The guest runs here.
+    resumed: bool,
+    /// What was lost after the hand-over and before that.
+    lost_before: Option<String>,
     last_word: LastWord,
 }
 
@@ -121,6 +125,8 @@ impl DestinationCore {
             whole: (false, false),
             said_whole: false,
             handed_over: false,
+            resumed: false,
+            lost_before: None,
             last_word: LastWord::default(),
         }
     }
@@ -152,10 +158,14 @@ impl DestinationCore {
                 self.state = State::Loaded;
             }
             DestinationInput::Resumed => {
+                self.resumed = true;
                 effects.push(record(Moment::Resumed));
                 effects.push(DestinationEffect::Say(Message::Resumed));
                 self.fetching.iter_mut().for_each(|fetching| fetching.begin(now));
                 self.check_whole(effects);
+                if let Some(reason) = self.lost_before.take() {
+                    self.lost(reason, effects);
+                }
             }
             DestinationInput::Fault(pages) => effects.push(DestinationEffect::Fetch(pages)),
             DestinationInput::Left { family: Family::Memory, units } => {
@@ -266,7 +276,8 @@ impl DestinationCore {
 
     /// Tells the source, once the guest runs, of each family that has become whole.
     fn check_whole(&mut self, effects: &mut Vec<DestinationEffect>) {
-        if self.state != State::Running || self.said_whole {
+        // Until it runs, it isn't whole: the guest had to touch what came meanwhile.
+        if !self.resumed || self.state != State::Running || self.said_whole {
             return;
         }
         if self.pages_left == 0 && !self.whole.0 {
@@ -286,6 +297,11 @@ impl DestinationCore {
     }
 
     fn lost(&mut self, reason: String, effects: &mut Vec<DestinationEffect>) {
+        // The guest is about to run, and needs nobody for it.
+        if self.state == State::Running && !self.resumed && self.lacks_nothing() {
+            self.lost_before.get_or_insert(reason);
+            return;
+        }
         let ending = match self.state {
             State::Running if self.lacks_nothing() => Ending::Completed,
             State::Running => Ending::Lost { reason },

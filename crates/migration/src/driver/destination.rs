@@ -283,6 +283,9 @@ impl Destination {
         let mut inputs = VecDeque::from([input]);
         let mut effects = Vec::new();
         while let Some(input) = inputs.pop_front() {
+            if matches!(input, DestinationInput::Resumed) {
+                self.watch = Some(WorkWatch::start(Arc::clone(&self.machine), self.recorder.clone()));
+            }
             self.core.on(clock::now(), input, &mut effects);
             for effect in effects.drain(..) {
                 match self.act(effect) {
@@ -309,9 +312,14 @@ impl Destination {
             DestinationEffect::Resume => {
                 self.machine.reset_silence();
                 self.volume.iter().for_each(|volume| volume.come_home());
-                self.machine.run();
-                self.watch = Some(WorkWatch::start(Arc::clone(&self.machine), self.recorder.clone()));
-                return Ok(Some(DestinationInput::Resumed));
+                // As when it takes its state up, a machine may touch missing pages before it says that it runs.
+                let (machine, inputs) = (Arc::clone(&self.machine), self.inputs.clone());
+                spawn(&self.inputs, move || {
+                    machine.run();
+                    // Nobody listens once the move has ended.
+                    let _ = inputs.send(DestinationInput::Resumed);
+                    Ok(())
+                });
             }
             DestinationEffect::Say(message) => say(&self.control, &message)?,
             DestinationEffect::Fetch(pages) => self.fetch(&pages)?,
