@@ -95,8 +95,11 @@ fn disk(key: &str, name: &str) -> Value {
         _ => DISK_STRATEGIES.find(name).map(|entry| entry.parameters),
     };
     let mut table = json!({key: name});
-    if parameters.expect("the name is the registry's").iter().any(|p| p.name == "max_rounds") {
-        table["max_rounds"] = 10.into();
+    let rounds = parameters.expect("the name is the registry's").iter().find(|p| p.name == "max_rounds");
+    let default = rounds.and_then(|p| p.default?.parse::<u64>().ok());
+    // Those that have fewer keep their own.
+    if default.is_some_and(|rounds| rounds > 30) {
+        table["max_rounds"] = 30.into();
     }
     table
 }

@@ -2,7 +2,8 @@
 //!
 //! A counter that exists says little: virtual machines show some that never move, and zero joules would be a lie. So a meter
 //! is taken only after its counters were seen to move while a processor was kept busy. That is done once for a host's agent
-//! ([`reopen`]), not for each trial: it takes a core for as long as the slowest counter needs, at most a fifth of a second.
+//! ([`reopen`]), not for each trial: it takes a core for as long as the slowest counter needs, at most a fifth of a second; five for a meter at
+//! the plug, whose program is waited for before.
 
 use crate::copies::Copies;
 use crate::counter::{Counter, add_all, patience};
@@ -69,7 +70,7 @@ fn none(why: &[String]) -> Unmeasured {
 const LOOKS: usize = 8;
 
 /// The first meter of a host that works, or the one named `meter`. Keeps a processor busy until all counters of a meter have
-/// moved, for a fifth of a second where one doesn't.
+/// moved, for its patience where one doesn't: a fifth of a second, five for a meter at the plug.
 ///
 /// # Errors
 /// None works; the reason says why of each.
