@@ -18,6 +18,7 @@
 //! in `machine`, the link alone in `wire`.
 
 mod agents;
+mod bare_nbd;
 mod idle_cost;
 mod lines;
 mod memory;
@@ -87,6 +88,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|a| a == rival::FLAG) {
         rival::serve(&arguments[1..]).expect("the other half of the rival lives");
+        return ExitCode::SUCCESS;
+    }
+    if arguments.first().is_some_and(|a| a == bare_nbd::FLAG) {
+        bare_nbd::serve(&arguments[1..]).expect("the bare server can listen");
         return ExitCode::SUCCESS;
     }
     // The test runner builds and runs benchmarks too: there they only have to start.

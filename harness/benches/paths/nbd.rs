@@ -1,9 +1,10 @@
 //! Our NBD server beside nbdkit's file plugin and qemu-nbd: the same file in the page cache, the same fio, in turns. Beside
-//! them nbdkit's null plugin, which has no disk, for what fio itself can do; what each server spends on a request; and what
+//! them, for reads, a server that has no file and checks nothing, for what the client can do; what each server spends on a request; and what
 //! other programs took meanwhile, which says how quiet the host was. For reads nbdcopy too, which does less for a request
 //! than fio does, and so waits more for the server.
 
 use crate::agents::PROGRAM;
+use crate::bare_nbd;
 use crate::tally::{Figure, Limit, Tally, interval, median};
 use crate::{Options, Outcome};
 use std::io::Write;
@@ -24,6 +25,9 @@ const NARROW: f64 = 0.15;
 
 /// What the lower end of the median ratio's interval is to be at least, whatever is wanted of the median.
 const SURELY: f64 = 0.95;
+
+/// What ours is to have at least of what a server has that does nothing.
+const OF_THE_BARE: f64 = 0.9;
 
 /// How long a server may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,6 +51,11 @@ const fn job(kind: &'static str, bytes: u64, depth: u32, connections: u32, wante
 }
 
 impl Job {
+    /// The only ones that the bare server answers.
+    fn reads(self) -> bool {
+        ["randread", "read", COPY].contains(&self.kind)
+    }
+
     /// What the person calls it: `randread-32x4` is of depth 32 on four connections.
     fn name(self) -> String {
         let many = if self.connections > 1 { format!("x{}", self.connections) } else { String::new() };
@@ -79,6 +88,9 @@ const JOBS: [Job; 20] = [
     job(COPY, 4096, 32, 4, 1.5),
     job(COPY, 1 << 20, 4, 1, 1.0),
 ];
+
+/// The server that does the least: reads alone.
+const BARE: &str = "bare";
 
 /// What one job did.
 struct Measured {
@@ -118,10 +130,10 @@ impl Server {
                 command.arg("--foreground").arg("--unix").arg(&socket).arg("file").arg(image);
                 command
             }
-            // It answers without a disk: what is left is the client.
-            "null" => {
-                let mut command = Command::new("nbdkit");
-                command.arg("--foreground").arg("--unix").arg(&socket).args(["null", &format!("{FILE_MIB}M")]);
+            BARE => {
+                let program = std::env::current_exe().map_err(|e| format!("this program's own path: {e}"))?;
+                let mut command = Command::new(program);
+                command.arg(bare_nbd::FLAG).arg(&socket).arg((FILE_MIB << 20).to_string());
                 command
             }
             _ => {
@@ -236,7 +248,7 @@ pub fn nbd(options: &Options, tally: &mut Tally) -> Outcome {
     let image = folder.path().join("disk.raw");
     fill(&image).map_err(|e| format!("{}: {e}", image.display()))?;
     let mut servers = vec![Server::start("whimbrel", &image, folder.path())?];
-    for name in ["nbdkit", "qemu-nbd", "null"] {
+    for name in ["nbdkit", "qemu-nbd", BARE] {
         match Server::start(name, &image, folder.path()) {
             Ok(server) => servers.push(server),
             Err(why) => tally.skip(&format!("nbd / {name}"), &why),
@@ -259,7 +271,7 @@ pub fn nbd(options: &Options, tally: &mut Tally) -> Outcome {
             if turn / servers.len() % 2 == 1 {
                 order.reverse();
             }
-            for at in order {
+            for at in order.into_iter().filter(|at| job.reads() || servers[*at].name != BARE) {
                 measured[at].push(servers[at].measure(job, TURN)?);
             }
         }
@@ -271,13 +283,17 @@ pub fn nbd(options: &Options, tally: &mut Tally) -> Outcome {
 
 /// (ours, theirs) of each turn with a rival, in MB/s.
 fn pairs(measured: &[Vec<Measured>], rival: usize) -> Vec<(f64, f64)> {
+    between(&measured[0], &measured[rival])
+}
+
+fn between(one: &[Measured], other: &[Measured]) -> Vec<(f64, f64)> {
     let mega = |measured: &Measured| measured.bytes_per_s / 1e6;
-    measured[0].iter().zip(&measured[rival]).map(|(ours, theirs)| (mega(ours), mega(theirs))).collect()
+    one.iter().zip(other).map(|(one, other)| (mega(one), mega(other))).collect()
 }
 
 /// The servers that ours is compared with.
 fn rivals(servers: &[Server]) -> impl Iterator<Item = usize> {
-    (0..servers.len()).filter(|at| !["whimbrel", "null"].contains(&servers[*at].name))
+    (0..servers.len()).filter(|at| !["whimbrel", BARE].contains(&servers[*at].name))
 }
 
 fn is_settled(servers: &[Server], measured: &[Vec<Measured>]) -> bool {
@@ -301,7 +317,20 @@ fn enter(tally: &mut Tally, job: Job, servers: &[Server], measured: &[Vec<Measur
         let limit = Limit::Surely { least: wanted, low: SURELY };
         tally.enter(&Figure { name: &name, unit: "MB/s", pairs: &pairs(measured, rival), limit });
     }
-    let mut notes: Vec<String> = servers.iter().zip(measured).map(|(server, list)| told(server.name, list)).collect();
+    if let Some(bare) = servers.iter().position(|server| server.name == BARE && job.reads()) {
+        let pairs_with = |one: usize| between(&measured[one], &measured[bare]);
+        let (name, limit) = (format!("{title} / a bare server"), Limit::Least(OF_THE_BARE));
+        tally.enter(&Figure { name: &name, unit: "MB/s", pairs: &pairs_with(0), limit });
+        // What any server could have, with this client.
+        for rival in rivals(servers) {
+            let pairs: Vec<(f64, f64)> = pairs_with(rival).into_iter().map(|(theirs, most)| (most, theirs)).collect();
+            let ratio = median(&pairs.iter().map(|(most, theirs)| most / theirs).collect::<Vec<_>>());
+            let range = interval(&pairs).map(|(low, high)| format!(" ({low:.2} to {high:.2})")).unwrap_or_default();
+            tally.note(&title, &format!("a bare server / {}: {ratio:.2}{range}", servers[rival].name));
+        }
+    }
+    let all = servers.iter().zip(measured).filter(|(_, list)| !list.is_empty());
+    let mut notes: Vec<String> = all.map(|(server, list)| told(server.name, list)).collect();
     notes.push(format!("other programs took {others:.2} processors"));
     tally.note(&title, &notes.join("; "));
 }
