@@ -39,8 +39,8 @@ fn given_keys_override_the_presets() {
     assert_eq!(choice.resolved()["stop"], json!(["pages"]), "exactly the rules that are named");
     assert!(!choice.resolved().contains_key("downtime_budget"), "the preset's parameters of other rules fall away");
     let choice = read(json!({"preset": "clark2005", "schedule": "post-copy"})).unwrap();
-    let expected = json!({"preset": "clark2005", "schedule": "post-copy", "order": "scattered", "select": "all",
-                          "encode": ["raw"], "throttle": "none"});
+    let expected = json!({"preset": "clark2005", "schedule": "post-copy", "order": "scattered", "prepaging": "forward",
+                          "select": "all", "encode": ["raw"], "throttle": "none"});
     assert_eq!(choice.resolved(), table(expected), "what post-copy has no use for falls away");
 }
 

@@ -38,6 +38,19 @@ pub const ORDER: Parameter = Parameter {
     default: Some("ascending"),
 };
 
+/// The parameter that [`follows`] reads.
+pub const PREPAGING: Parameter = Parameter {
+    name: "prepaging",
+    summary: "forward: what is pushed at the destination's guest goes on behind the page that it asked for last",
+    kind: Kind::Choice(&["forward", "none"]),
+    default: Some("forward"),
+};
+
+/// Whether [`PREPAGING`] is asked for.
+pub fn follows(parameters: &Parameters) -> bool {
+    parameters.word("prepaging") == "forward"
+}
+
 /// Pages that stay together in a scattered order: 64 KiB, enough for a write of good size on the link.
 const STRETCH: u64 = 16;
 

@@ -54,6 +54,8 @@ pub struct Needs {
     pub mirror: bool,
     /// A lane by which digests are offered, and at the destination an index of what it holds by content.
     pub offer: bool,
+    /// What the source pushes once the guest runs at the destination goes on behind the page that the guest asked for last.
+    pub follows: bool,
     /// The disk stays where it is ([`Rest::Remain`]): a lane by which the guest reaches it from the destination.
     pub remains: bool,
 }

@@ -1,16 +1,17 @@
 //! Hybrid: a bounded pre-copy, then post-copy for the rest.
 
-use crate::schedule::{Maker, ORDER, Order};
+use crate::schedule::{Maker, ORDER, Order, PREPAGING, follows};
 use whimbrel_model::event::EndedBy;
 use whimbrel_model::registry::Kind;
 use whimbrel_model::strategy::Stage;
-use whimbrel_model::{Entry, Observe, Page, Parameter, Rest, Schedule, Step, View};
+use whimbrel_model::{Entry, Needs, Observe, Page, Parameter, Rest, Schedule, Step, View};
 
 pub(super) const ENTRY: Entry<Maker> = Entry {
     name: "hybrid",
     summary: "pushes for a fixed number of rounds, then switches and leaves the rest behind",
     parameters: &[
         ORDER,
+        PREPAGING,
         Parameter {
             name: "rounds",
             summary: "rounds of push before the switch; fewer if nothing is left",
@@ -24,13 +25,14 @@ pub(super) const ENTRY: Entry<Maker> = Entry {
         judged: false,
         build: |parameters, context| {
             let (order, most) = (Order::read(parameters, context), parameters.count("rounds"));
-            Ok(Box::new(Hybrid { order, most, begun: 0 }))
+            Ok(Box::new(Hybrid { order, follows: follows(parameters), most, begun: 0 }))
         },
     },
 };
 
 struct Hybrid {
     order: Order,
+    follows: bool,
     most: u64,
     begun: u64,
 }
@@ -44,6 +46,10 @@ impl Schedule<Page> for Hybrid {
             }
             Stage::Paused | Stage::Pull => Vec::new(),
         }
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { follows: self.follows, ..Needs::default() }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Run;
 use super::flow_words::{Around, FlowUnit, Known, Readiness, Want};
+use super::queue::Queue;
 use std::collections::VecDeque;
 use whimbrel_memory::Select;
 use whimbrel_model::event::{Round, Sent};
@@ -14,8 +15,8 @@ use whimbrel_model::{
 const JOB_BYTES: u64 = 1 << 20;
 /// Once the guest runs at the destination, a page in a job that waits can't be had by demand: jobs hold no more than this
 /// time's worth of the link, though at least [`LEAST_JOB_BYTES`].
-const PULL_JOB: Nanos = Nanos(2_000_000);
-const LEAST_JOB_BYTES: u64 = 64 << 10;
+const PULL_JOB: Nanos = Nanos(250_000);
+const LEAST_JOB_BYTES: u64 = 16 << 10;
 /// Holes carry no content: a job takes them along, up to this many bytes of them.
 const JOB_HOLE_BYTES: u64 = 256 << 20;
 /// Jobs that a lane has at once, so that it never waits for the core.
@@ -69,7 +70,9 @@ pub(super) struct Flow<U: FlowUnit> {
     free: Option<UnitSet<U>>,
     /// Units that are never sent: they were free when the guest was paused.
     left_out: UnitSet<U>,
-    queue: VecDeque<Extent>,
+    queue: Queue,
+    /// What is pushed goes on where the guest asked last.
+    follows: bool,
     limit: Option<ByteRate>,
     /// What is queued goes by its digests first.
     offered: bool,
@@ -103,7 +106,7 @@ impl<U: FlowUnit> Flow<U> {
         schedule: Box<dyn Schedule<U>>,
         select: Box<dyn Select>,
     ) -> Self {
-        let len = missing.len();
+        let (len, follows) = (missing.len(), schedule.needs().follows);
         Flow {
             unit_bytes,
             schedule,
@@ -115,7 +118,8 @@ impl<U: FlowUnit> Flow<U> {
             counts: None,
             free: None,
             left_out: UnitSet::empty(len),
-            queue: VecDeque::new(),
+            queue: Queue::default(),
+            follows,
             limit: None,
             offered: false,
             steps: VecDeque::new(),
@@ -299,6 +303,9 @@ impl<U: FlowUnit> Flow<U> {
                 runs.push(Run { extent: Extent { start: unit, count: 1 }, again });
             }
         }
+        if let Some(last) = units.last().filter(|_| self.follows) {
+            self.queue.turn_to(last + 1, self.unsent.len());
+        }
         (!runs.is_empty()).then(|| (self.open_job(runs.len() as u64), runs))
     }
 
@@ -475,12 +482,11 @@ impl<U: FlowUnit> Flow<U> {
         let mut keep = Vec::new();
         while content < most
             && empty < most_holes
-            && let Some(front) = self.queue.pop_front()
-        {
-            let (head, hole) = self.head_of(front, most - content, most_holes - empty);
-            if head.count < front.count {
-                self.queue.push_front(Extent { start: head.end(), count: front.count - head.count });
+            && let Some((head, hole)) = {
+                let head_of = |front| head_of(&self.holes, front, most - content, most_holes - empty);
+                self.queue.next(&self.unsent, head_of)
             }
+        {
             if let Some(n) = &mut self.since_peek {
                 *n += head.count;
             }
@@ -505,21 +511,6 @@ impl<U: FlowUnit> Flow<U> {
             wants.push(Want::Deferred(deferred));
         }
         (runs, content)
-    }
-
-    /// The first units of `extent` that are alike, all holes (at most `most_holes`) or none (at most `most`); and which.
-    fn head_of(&self, extent: Extent, most: u64, most_holes: u64) -> (Extent, bool) {
-        let start = extent.start;
-        match self.holes.next(start) {
-            Some(hole) if hole == start => {
-                let alike = extent.indices().take(most_holes as usize).take_while(|unit| self.holes.contains(*unit));
-                (Extent { start, count: alike.count() as u64 }, true)
-            }
-            next => {
-                let until = next.map_or(extent.count, |hole| extent.count.min(hole - start));
-                (Extent { start, count: until.min(most) }, false)
-            }
-        }
     }
 
     fn take_step(&mut self, step: Step<U>, around: &Around, requested: Nanos, wants: &mut Vec<Want>) {
@@ -554,7 +545,7 @@ impl<U: FlowUnit> Flow<U> {
     fn enqueue(&mut self, units: &Ordered<U>, limit: Option<ByteRate>, offered: bool) {
         (self.limit, self.offered) = (limit, offered);
         self.since_peek = None;
-        self.queue.extend(units.extents().iter().copied().filter(|e| e.count > 0));
+        self.queue.push(units);
     }
 
     fn ask(&mut self, around: &Around, requested: Nanos) -> Vec<Step<U>> {
@@ -591,6 +582,21 @@ impl<U: FlowUnit> Flow<U> {
     pub(super) fn readiness_event(&self, before: Option<Readiness>) -> Option<Event> {
         (before.map(|r| r.ended_by) != self.ready.map(|r| r.ended_by))
             .then(|| Event::Ready { family: U::FAMILY, ended_by: self.ready.map(|r| r.ended_by) })
+    }
+}
+
+/// The first units of `extent` that are alike, all holes (at most `most_holes`) or none (at most `most`); and which.
+fn head_of<U: Unit>(holes: &UnitSet<U>, extent: Extent, most: u64, most_holes: u64) -> (Extent, bool) {
+    let start = extent.start;
+    match holes.next(start) {
+        Some(hole) if hole == start => {
+            let alike = extent.indices().take(most_holes as usize).take_while(|unit| holes.contains(*unit));
+            (Extent { start, count: alike.count() as u64 }, true)
+        }
+        next => {
+            let until = next.map_or(extent.count, |hole| extent.count.min(hole - start));
+            (Extent { start, count: until.min(most) }, false)
+        }
     }
 }
 

@@ -30,6 +30,7 @@ mod fetching;
 mod flow;
 mod flow_words;
 mod last_word;
+mod queue;
 mod source;
 mod source_words;
 
