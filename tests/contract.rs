@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "contract/by_name.rs"]
+mod by_name;
 #[path = "contract/free_pages.rs"]
 mod free_pages;
 #[path = "contract/laws.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "qemu/brought.rs"]
 mod brought;
+#[path = "qemu/by_name.rs"]
+mod by_name;
 #[path = "qemu/faults.rs"]
 mod faults;
 #[path = "qemu/free_pages.rs"]

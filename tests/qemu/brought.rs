@@ -126,7 +126,7 @@ fn what_a_guest_of_the_users_own_cannot_have_is_one_message_before_anything_star
         ("[guest.qemu]\nimage = \"good.raw\"\nready = \"x\"\n[workload]\nuse = \"idle\"", "leave [workload] out"),
         (
             "[guest.qemu]\nimage = \"good.raw\"\nready = \"x\"\n[memory]\nselect = \"soft\"",
-            "memory.select: nothing in the guest of [guest.qemu] tells which of its pages are free",
+            "memory.select: nothing in the guest of [guest.qemu] tells what its pages are",
         ),
         (
             "[guest.qemu]\nkernel = \"good.raw\"\nready = \"x\"\n[memory]\npreset = \"qemu:xbzrle\"\nfree_page_hints = true",

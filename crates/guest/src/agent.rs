@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use whimbrel_disk::GuestDisk;
 use whimbrel_machine::machines::qemu::words::{BEAT_NS, FromGuest, Task, ToGuest, hear, line, run_lengths};
-use whimbrel_machine::{Begin, MACHINES, Machine, MachineSetup, Operations, Software, fill_ram, monotonic};
+use whimbrel_machine::{Begin, Hints, MACHINES, Machine, MachineSetup, Operations, Software, fill_ram, monotonic};
 use whimbrel_memory::GuestRam;
-use whimbrel_model::PAGE_BYTES;
+use whimbrel_model::{Backed, PAGE_BYTES};
 use whimbrel_workloads::{BuildContext, WorkloadChoice};
 
 /// The guest's disk.
@@ -96,7 +96,7 @@ fn begin(task: Task, speak: &Arc<Say>) -> Result<(Arc<dyn Machine>, Arc<GuestRam
     // What is locked stays in its frames. Only what is there: to lock a stack or an arena whole, the kernel would fill it,
     // and in a small guest that took the last free page.
     rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::ONFAULT).map_err(host("mlockall"))?;
-    fill_ram(&ram, shape.pages, workload.content(), seed);
+    fill_ram(&ram, shape.pages, workload.content(), &shape, seed);
     let disk = match shape.sectors {
         0 => None,
         _ => Some(Arc::new(BlockDevice::open(DISK).map_err(host(DISK))?) as Arc<dyn GuestDisk>),
@@ -107,7 +107,12 @@ fn begin(task: Task, speak: &Arc<Say>) -> Result<(Arc<dyn Machine>, Arc<GuestRam
         disk,
         shape,
         seed,
-        software: Software::Operations(Operations { streams, pacing: workload.pacing(), recipe }),
+        software: Software::Operations(Operations {
+            streams,
+            pacing: workload.pacing(),
+            content: workload.content().clone(),
+            recipe,
+        }),
     };
     let kind = MACHINES.find("thread").map_err(|e| GuestError::Task(e.to_string()))?;
     let machine = (kind.build.build)(setup)?;
@@ -144,22 +149,29 @@ fn freeze(machine: &Arc<dyn Machine>, ram: &GuestRam, speak: &Say) -> Result<(),
 /// Says which of so many frames are free, or why that can't be said.
 fn hint(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, question: u64, frames: u64) -> FromGuest {
     match free_is_nobodys().and_then(|()| flags(guest, frames).map_err(|error| error.to_string())) {
-        Ok(PageFlags { free, types }) => FromGuest::Hints { question, free: run_lengths(&free), types },
+        Ok((PageFlags { free, types }, backed)) => {
+            let backed = backed.iter().map(|run| (run.pages.start, run.pages.count, run.offset_bytes)).collect();
+            FromGuest::Hints { question, free: run_lengths(&free), types, backed }
+        }
         Err(why) => FromGuest::NoHints { question, why },
     }
 }
 
-/// What the kernel says of its pages, and what the operations have freed of those that are the agent's.
-fn flags(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, of: u64) -> Result<PageFlags, GuestError> {
+/// What the kernel says of its pages, what the operations have freed of those that are the agent's, and which of these are
+/// copies of what the disk holds.
+fn flags(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, of: u64) -> Result<(PageFlags, Vec<Backed>), GuestError> {
     let mut flags = PageFlags::read(of)?;
-    if let Some((machine, ram)) = guest {
-        let freed = machine.hints(&|| false)?.free;
-        if !freed.is_empty() {
-            let frames: Vec<u64> = frames(ram)?.into_iter().flat_map(|(first, count)| first..first + count).collect();
-            freed.iter().for_each(|page| _ = flags.free.insert(frames[page as usize]));
-        }
+    let Some((machine, ram)) = guest else { return Ok((flags, Vec::new())) };
+    let Hints { free, backed, .. } = machine.hints(&|| false)?;
+    if free.is_empty() && backed.is_empty() {
+        return Ok((flags, backed));
     }
-    Ok(flags)
+    let frames: Vec<u64> = frames(ram)?.into_iter().flat_map(|(first, count)| first..first + count).collect();
+    free.iter().for_each(|page| _ = flags.free.insert(frames[page as usize]));
+    let pages = backed.iter().flat_map(|run| {
+        (0..run.pages.count).map(|at| (frames[(run.pages.start + at) as usize], run.offset_bytes + at * PAGE_BYTES))
+    });
+    Ok((flags, Backed::runs(pages)))
 }
 
 /// Where the pages lie in the guest's physical memory, as runs of frames.

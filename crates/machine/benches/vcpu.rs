@@ -72,7 +72,12 @@ fn machine(choice: &WorkloadChoice, ram: &Arc<GuestRam>) -> Arc<dyn Machine> {
         disk: None,
         shape: SHAPE,
         seed: 1,
-        software: Software::Operations(Operations { streams, pacing: choice.pacing(), recipe: String::new() }),
+        software: Software::Operations(Operations {
+            streams,
+            pacing: choice.pacing(),
+            content: choice.content().clone(),
+            recipe: String::new(),
+        }),
     };
     (MACHINES.find("thread").expect("the default").build.build)(setup).expect("the machine")
 }
@@ -96,7 +101,7 @@ fn report_pace(ram: &Arc<GuestRam>) {
 fn report_twin(ram: &Arc<GuestRam>) {
     let choice = choice(json!({}));
     let content = choice.content().clone();
-    fill_ram(ram, SHAPE.pages, &content, 1);
+    fill_ram(ram, SHAPE.pages, &content, &SHAPE, 1);
     let machine = machine(&choice, ram);
     machine.run();
     std::thread::sleep(SPAN);
@@ -128,7 +133,7 @@ fn main() {
         json!({ "read_share": 0.5, "compute_share": 0.5 }),
     ] {
         let choice = choice(table.clone());
-        fill_ram(&ram, SHAPE.pages, choice.content(), 1);
+        fill_ram(&ram, SHAPE.pages, choice.content(), &SHAPE, 1);
         let machine = machine(&choice, &ram);
         let (mut stream, mut registers) = (streams(&choice).remove(0), Registers::new(SHAPE.pages));
         let (mut ratios, mut rates) = (Vec::new(), Vec::new());

@@ -2,25 +2,19 @@
 
 use std::io;
 use whimbrel_memory::GuestRam;
-use whimbrel_model::content::{Class, Content};
-use whimbrel_model::rng::derive;
+use whimbrel_model::content::{Class, Content, UNIT_BYTES};
+use whimbrel_model::stream::Shape;
 use whimbrel_model::units::PAGE_BYTES;
-
-/// Bytes of a unit of the disk's content.
-pub const UNIT_BYTES: u64 = 4096;
 
 /// Bytes that are written to a disk at a time.
 const CHUNK_UNITS: u64 = 256;
-
-/// Sets the disk's content apart from the memory's.
-const DISK: u64 = 0x00d1_5cf1_1100;
 
 /// Threads that fill RAM.
 const THREADS: u64 = 2;
 
 /// The content of page `page`.
 pub fn page_content(content: &Content, seed: u64, page: u64, buffer: &mut [u8; PAGE_BYTES as usize]) {
-    content.fill(seed, page, buffer);
+    content.fill_page(seed, page, buffer);
 }
 
 /// The content of unit `unit` of a disk of which `filled_bytes` from the start are filled; the rest is zero.
@@ -33,13 +27,15 @@ pub fn unit_content(
 ) {
     let filled = filled_bytes.saturating_sub(unit.saturating_mul(UNIT_BYTES)).min(UNIT_BYTES) as usize;
     if filled > 0 {
-        content.fill(derive(seed, DISK), unit, buffer);
+        content.fill_unit(seed, unit, buffer);
     }
     buffer[filled..].fill(0);
 }
 
-/// Fills the first `pages` pages of RAM through the host's mapping. What they held before is gone.
-pub fn fill_ram(ram: &GuestRam, pages: u64, content: &Content, seed: u64) {
+/// Fills the first `pages` pages of RAM through the host's mapping, with the content of a guest of that shape. What they held
+/// before is gone.
+pub fn fill_ram(ram: &GuestRam, pages: u64, content: &Content, shape: &Shape, seed: u64) {
+    let content = &content.of_guest(shape);
     let fill = |pages: std::ops::Range<u64>| {
         let mut buffer = [0; PAGE_BYTES as usize];
         for page in pages {

@@ -17,9 +17,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use whimbrel_disk::GuestDisk;
 use whimbrel_memory::GuestRam;
+use whimbrel_model::content::Content;
 use whimbrel_model::event::Requests;
 use whimbrel_model::stream::{Pacing, Shape, Stream};
-use whimbrel_model::{Nanos, Page, PageTypes, UnitSet};
+use whimbrel_model::{Backed, Nanos, Page, PageTypes, UnitSet};
 
 /// A guest's machine. It is made paused: before operation 0, or about to take up a state from elsewhere. Calls may come from any thread, but [`Machine::run`],
 /// [`Machine::pause`] and the calls about device state from one at a time.
@@ -243,6 +244,8 @@ pub struct Hints {
     pub free: UnitSet<Page>,
     /// What all pages are; `None`: the guest has no kernel that could tell.
     pub types: Option<PageTypes>,
+    /// Pages that hold what is on the disk, as far as the guest knows: some may have been written since. Who goes by it looks.
+    pub backed: Vec<Backed>,
 }
 
 /// What a guest says of itself to the judge.
@@ -297,6 +300,8 @@ pub struct Operations {
     pub recipe: String,
     /// What happens to operations that could not start when they were due.
     pub pacing: Pacing,
+    /// What RAM and disk hold before operation 0.
+    pub content: Content,
 }
 
 impl Software {

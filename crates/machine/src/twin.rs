@@ -45,6 +45,7 @@ impl Twin {
     /// The streams are not one a vCPU.
     pub fn new(setup: TwinSetup) -> Result<Self, MachineError> {
         let TwinSetup { shape, seed, content, streams } = setup;
+        let content = content.of_guest(&shape);
         if streams.len() != shape.vcpus as usize {
             return Err(MachineError::Setup(format!("{} streams for {} vCPUs", streams.len(), shape.vcpus)));
         }

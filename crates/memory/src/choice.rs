@@ -162,6 +162,11 @@ impl MemoryChoice {
         self.members.asks_guest()
     }
 
+    /// Whether pages may go as references to the disk.
+    pub fn refers(&self) -> bool {
+        self.members.selects(|select| select.refers())
+    }
+
     /// Every key in effect, parameters with their defaults: a table that reads as this choice again.
     pub fn resolved(&self) -> BTreeMap<String, Value> {
         fn names<C>(entries: &[&'static Entry<C>]) -> Value {
@@ -238,7 +243,8 @@ impl Members {
         }
         let why = format!("the schedule {} pushes nothing while the guest runs at the source", self.schedule.name);
         // What is free stays out of a pause too, and of what is left behind.
-        if !pushes && self.select.name != DEFAULT_SELECT && !self.asks_guest() {
+        let leaves_out = self.asks_guest() && !self.selects(|select| select.refers());
+        if !pushes && self.select.name != DEFAULT_SELECT && !leaves_out {
             pointless("select", why.clone())?;
             self.select = SELECTIONS.find(DEFAULT_SELECT)?;
         }
@@ -250,8 +256,13 @@ impl Members {
     }
 
     fn asks_guest(&self) -> bool {
+        self.selects(|select| select.ask_every().is_some())
+    }
+
+    /// What the selection says of itself with its defaults.
+    fn selects(&self, which: impl FnOnce(&dyn Select) -> bool) -> bool {
         let Entry { parameters, build, .. } = self.select;
-        build(&Parameters::defaults(parameters)).is_ok_and(|select| select.ask_every().is_some())
+        build(&Parameters::defaults(parameters)).is_ok_and(|select| which(select.as_ref()))
     }
 
     fn unjudged(&self) -> String {

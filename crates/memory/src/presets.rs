@@ -9,7 +9,7 @@ pub type Keys = &'static [(&'static str, &'static str)];
 
 /// Every preset.
 pub const PRESETS: Registry<Keys> =
-    Registry { family: "preset", entries: &[CLARK2005, XEN, QEMU, AUTO_CONVERGE, XBZRLE, KVM2011, KOTO2012] };
+    Registry { family: "preset", entries: &[CLARK2005, XEN, QEMU, AUTO_CONVERGE, XBZRLE, KVM2011, KOTO2012, JO2013] };
 
 const CLARK2005: Entry<Keys> = Entry {
     name: "clark2005",
@@ -124,6 +124,22 @@ const KOTO2012: Entry<Keys> = Entry {
     build: &[
         ("schedule", r#""pre-copy""#),
         ("select", r#""soft""#),
+        ("encode", r#"["raw"]"#),
+        ("stop", r#"["pages", "round-bound", "byte-bound"]"#),
+        ("stop_pages", "50"),
+        ("max_rounds", "30"),
+        ("max_bytes_ratio", "3.0"),
+    ],
+};
+
+const JO2013: Entry<Keys> = Entry {
+    name: "jo2013",
+    summary: "as xen, but a page that is a copy of a disk block goes by name where the destination has the block",
+    parameters: &[],
+    source: "Jo et al., VEE 2013; there the disk is shared storage, here it is what has moved of it, or guest.base",
+    build: &[
+        ("schedule", r#""pre-copy""#),
+        ("select", r#""disk-backed""#),
         ("encode", r#"["raw"]"#),
         ("stop", r#"["pages", "round-bound", "byte-bound"]"#),
         ("stop_pages", "50"),

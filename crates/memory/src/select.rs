@@ -27,6 +27,11 @@ pub trait Select: Send {
         None
     }
 
+    /// Whether pages that the guest calls copies of its disk go as references to it, where the destination has the blocks.
+    fn refers(&self) -> bool {
+        false
+    }
+
     /// Appends to `keep` what of `pages` goes now: ascending runs within `pages`.
     fn choose(&mut self, pages: Extent, view: &SelectView<'_>, keep: &mut Vec<Extent>);
 }

@@ -1,6 +1,7 @@
 //! The table of the selections.
 
 mod all;
+mod disk_backed;
 mod peek;
 mod soft;
 
@@ -11,4 +12,4 @@ use whimbrel_model::Registry;
 
 /// Every selection, the null member first.
 pub const SELECTIONS: Registry<MakeSelect> =
-    Registry { family: "selection", entries: &[all::ENTRY, peek::ENTRY, soft::ENTRY] };
+    Registry { family: "selection", entries: &[all::ENTRY, peek::ENTRY, soft::ENTRY, disk_backed::ENTRY] };

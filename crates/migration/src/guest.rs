@@ -483,7 +483,7 @@ fn fill(spec: &GuestSpec, begin: Begin, ram: &GuestRam, volume: &Option<Arc<Volu
     let Some(workload) = spec.software.workload() else { return Ok(()) };
     let (content, seed) = (workload.content(), spec.seed);
     if begin == Begin::New && kind(spec)?.filled_by_host {
-        fill_ram(ram, ram.pages(), content, seed);
+        fill_ram(ram, ram.pages(), content, &shape(spec)?, seed);
     }
     let holds = |disk: &DiskSpec| begin == Begin::New || disk.base_shared;
     if let (Some(volume), Some(disk)) = (volume, spec.disk.filter(holds)) {
@@ -532,6 +532,7 @@ fn build_machine(
         Software::Workload(workload) => OfMachine::Operations(Operations {
             streams: streams(workload, spec, shape)?,
             pacing: workload.pacing(),
+            content: workload.content().clone(),
             recipe: serde_json::to_string(workload).map_err(other)?,
         }),
     };

@@ -227,6 +227,8 @@ pub enum Event {
     Hinted {
         /// How many are free.
         free_pages: u64,
+        /// How many are copies of what the disk holds.
+        backed_pages: u64,
         /// What all of them are; `None`: it doesn't tell.
         types: Option<PageTypes>,
     },

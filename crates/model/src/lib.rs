@@ -2,10 +2,11 @@
 //!
 //! Everything that two rooms say to each other is defined here, so that `memory` and `disk`, which don't know each
 //! other, speak the same language, and `migration` can drive both. Reading order: [`units`] and [`quantity`] (numbers
-//! and how a person writes them), [`set`] and [`counts`] (pages and blocks), [`op`], [`stream`] and [`content`] (what a guest does and
+//! and how a person writes them), [`set`] and [`counts`] (pages and blocks), [`backed`] (which pages are blocks), [`op`], [`stream`] and [`content`] (what a guest does and
 //! what it holds), [`registry`] (how a pluggable family describes its members), [`strategy`] (what a schedule sees and
 //! answers), [`phase`] and [`event`] (what is recorded).
 
+pub mod backed;
 pub mod content;
 pub mod counts;
 pub mod event;
@@ -19,6 +20,7 @@ pub mod strategy;
 pub mod stream;
 pub mod units;
 
+pub use backed::Backed;
 pub use counts::WriteCounts;
 pub use event::{Event, Family, Mark, Moment, PageTypes, Recorded};
 pub use op::{Op, VcpuState, WORDS_PER_PAGE};

@@ -17,6 +17,7 @@
 //! | 4 | barrier | 0 | 0 | its sequence number | none |
 //! | 5 | end | 0 | 0 | 0 | none |
 //! | 6 | want | 0 | pages | the first page | none |
+//! | 7 | reference | 0 | pages | the first page | 8 bytes: where on the receiver's disk the first page lies, a multiple of 4096 |
 //!
 //! Flag bit 0 says that the page was asked for; all other bits are 0. What a lane says runs one way; the other way
 //! carries answers in the same framing:
@@ -42,6 +43,9 @@ pub const MOST_RAW_PAGES: u32 = 1 << 14;
 
 /// The most bytes that one encoded page may take.
 pub const MOST_ENCODED_BYTES: u32 = 2 * PAGE_BYTES as u32;
+
+/// Bytes of the place on a disk that follows a reference, big-endian.
+pub const PLACE_BYTES: usize = 8;
 
 /// The last bytes of every header. A stream that lost its place shows here.
 const TAG: [u8; 4] = *b"wpag";
@@ -89,6 +93,11 @@ pub enum Frame {
         /// The pages.
         pages: Extent,
     },
+    /// Pages that hold what the receiver's disk holds; the place of the first follows, a number of [`PLACE_BYTES`].
+    Reference {
+        /// The pages.
+        pages: Extent,
+    },
 }
 
 impl Frame {
@@ -97,6 +106,7 @@ impl Frame {
         match self {
             Frame::Raw { pages, .. } => pages.count * PAGE_BYTES,
             Frame::Encoded { payload_bytes, .. } => u64::from(*payload_bytes),
+            Frame::Reference { .. } => PLACE_BYTES as u64,
             Frame::Zero { .. } | Frame::Barrier { .. } | Frame::End | Frame::Want { .. } => 0,
         }
     }
@@ -114,6 +124,7 @@ impl Frame {
             Frame::Barrier { sequence } => Fields { kind: 4, first: sequence, ..Fields::default() },
             Frame::End => Fields { kind: 5, ..Fields::default() },
             Frame::Want { pages } => Fields::run(6, pages, false, 0),
+            Frame::Reference { pages } => Fields::run(7, pages, false, PLACE_BYTES as u64),
         };
         fields.to_bytes()
     }
@@ -142,6 +153,7 @@ impl Frame {
             4 => Frame::Barrier { sequence: fields.first },
             5 => Frame::End,
             6 => Frame::Want { pages: fields.pages(ram_pages)? },
+            7 => Frame::Reference { pages: fields.pages(ram_pages)? },
             kind => return refuse(format!("its kind {kind} is unknown")),
         };
         if let Frame::Raw { pages, .. } = frame
@@ -247,6 +259,7 @@ mod tests {
             any::<u64>().prop_map(|sequence| Frame::Barrier { sequence }),
             Just(Frame::End),
             runs(RAM_PAGES).prop_map(|pages| Frame::Want { pages }),
+            runs(RAM_PAGES).prop_map(|pages| Frame::Reference { pages }),
         ]
     }
 
@@ -264,7 +277,11 @@ mod tests {
             bytes[at] = value;
             if let Ok(read) = Frame::decode(&bytes, ram_pages) {
                 prop_assert_eq!(read.encode(), bytes);
-                if let Frame::Raw { pages, .. } | Frame::Zero { pages, .. } | Frame::Want { pages } = read {
+                if let Frame::Raw { pages, .. }
+                | Frame::Zero { pages, .. }
+                | Frame::Want { pages }
+                | Frame::Reference { pages } = read
+                {
                     prop_assert!(pages.end() <= ram_pages && pages.count > 0);
                 }
                 prop_assert!(read.payload_bytes() <= u64::from(MOST_RAW_PAGES) * PAGE_BYTES);
@@ -272,7 +289,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_is_survived(mut noise in any::<[u8; HEADER_BYTES]>(), kind in 0u8..9, tagged in any::<bool>()) {
+        fn noise_is_survived(mut noise in any::<[u8; HEADER_BYTES]>(), kind in 0u8..10, tagged in any::<bool>()) {
             noise[0] = kind;
             if tagged {
                 noise[20..].copy_from_slice(&TAG);

@@ -44,7 +44,7 @@ pub fn idle_cost(options: &Options, tally: &mut Tally) -> Outcome {
     let guest = movement.guest();
     let ram = GuestRam::create(guest.ram_bytes).map_err(|e| in_words(&e))?;
     ram.populate().map_err(|e| in_words(&e))?;
-    fill_ram(&ram, guest.ram_bytes / PAGE_BYTES, workload(&guest)?.content(), guest.seed);
+    fill_ram(&ram, guest.ram_bytes / PAGE_BYTES, workload(&guest)?.content(), &shape(&guest), guest.seed);
     let (mut bare, machine) = (Bare::new(&guest, &ram)?, machine(&guest, &ram)?);
     let mut pairs: Vec<(f64, f64)> = Vec::new();
     let [fewest, most] = PAIRS.map(|pairs| options.pairs(pairs));
@@ -94,6 +94,7 @@ fn machine(guest: &GuestSpec, ram: &Arc<GuestRam>) -> Result<Arc<dyn Machine>, S
         software: Software::Operations(Operations {
             streams: streams(guest)?,
             pacing: workload(guest)?.pacing(),
+            content: workload(guest)?.content().clone(),
             recipe: String::new(),
         }),
     };

@@ -55,6 +55,7 @@ fn guest() -> Result<Arc<dyn Machine>, String> {
         software: Software::Operations(Operations {
             streams: choice.build(&BuildContext::new(shape, 1)).map_err(|error| in_words(&error))?,
             pacing: choice.pacing(),
+            content: choice.content().clone(),
             recipe: serde_json::to_string(&choice).map_err(|error| in_words(&error))?,
         }),
     };

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use whimbrel_machine::{Brought, OwnMove};
 use whimbrel_migration::commands::Software;
+use whimbrel_model::content::UNIT_BYTES;
 use whimbrel_model::op::SECTOR_BYTES;
 use whimbrel_model::registry::Parameters;
 use whimbrel_model::stream::Shape;
@@ -123,7 +124,12 @@ impl Setting {
             return Err(of_memory.mistake("throttle", &format!("{why}; write \"none\"")));
         }
         if guest.brought.is_some() && memory.asks_guest() {
-            let why = "nothing in the guest of [guest.qemu] tells which of its pages are free; write \"all\"";
+            let why = "nothing in the guest of [guest.qemu] tells what its pages are; write \"all\"";
+            return Err(of_memory.mistake("select", why));
+        }
+        if guest.disk.is_none() && memory.refers() {
+            let why =
+                "the guest has no disk of which pages could be copies; give it one with guest.disk, or write \"all\"";
             return Err(of_memory.mistake("select", why));
         }
         let given = if own.is_some() { BTreeMap::new() } else { of_disk.plain() };
@@ -270,6 +276,10 @@ fn read_software(of_workload: &Fields<'_>, guest: &Guest) -> Result<Software, Mi
     let Some(brought) = &guest.brought else {
         let workload = WorkloadChoice::read(&given).map_err(|e| of_workload.blame(&e))?;
         families::fits(&workload, guest.shape()).map_err(|e| of_workload.blame(&e))?;
+        if workload.content().needs_disk() && guest.filled.0 < UNIT_BYTES {
+            let why = "cached pages are copies of what the disk holds; fill some of it with guest.filled, or leave cached out";
+            return Err(of_workload.mistake("content", why));
+        }
         return Ok(Software::Workload(workload));
     };
     match given.keys().next() {

@@ -59,9 +59,10 @@ impl ThreadMachine {
     pub fn new(setup: MachineSetup) -> Result<Self, MachineError> {
         setup.check()?;
         let MachineSetup { ram, disk, shape, seed, software, .. } = setup;
-        let Operations { streams, pacing, .. } = software.operations()?;
+        let Operations { streams, pacing, content, .. } = software.operations()?;
+        let content = content.of_guest(&shape);
         let (free, control) = (FreeMap::new(shape.pages), Control::new(shape.vcpus));
-        let board = Arc::new(Board { ram, disk, shape, seed, pacing, free, control });
+        let board = Arc::new(Board { ram, disk, shape, seed, pacing, content, free, control });
         let vcpus: Vec<_> = (0..).zip(streams).map(|(i, s)| Arc::new(Mutex::new(Vcpu::new(i, s, &shape)))).collect();
         let machine = ThreadMachine { board, vcpus, threads: Mutex::new(Vec::new()) };
         for (index, vcpu) in machine.vcpus.iter().enumerate() {
@@ -150,7 +151,8 @@ impl Machine for ThreadMachine {
     }
 
     fn hints(&self, _given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
-        Ok(Hints { free: self.board.free.within(self.board.ram.pages()), types: None })
+        let backed = self.board.content.backed(self.board.seed, self.board.shape.pages);
+        Ok(Hints { free: self.board.free.within(self.board.ram.pages()), types: None, backed })
     }
 
     fn throttle(&self, share: f64) {

@@ -1,11 +1,11 @@
 //! What one vCPU of the twin has touched: the content as it was filled, changed as its operations say.
 
 use crate::execute::{Disk, Memory};
-use crate::fill::{UNIT_BYTES, page_content, unit_content};
+use crate::fill::{page_content, unit_content};
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use whimbrel_model::content::Content;
+use whimbrel_model::content::{Content, UNIT_BYTES};
 use whimbrel_model::op::{SECTOR_BYTES, WORDS_PER_PAGE};
 use whimbrel_model::stream::Shape;
 use whimbrel_model::units::PAGE_BYTES;

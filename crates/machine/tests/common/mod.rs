@@ -115,7 +115,7 @@ impl Plan {
         let ram = GuestRam::create(self.shape.pages * 4096).unwrap();
         let disk = (self.shape.sectors > 0).then(|| FileDisk::new(self.shape.sectors * SECTOR_BYTES));
         if filled {
-            fill_ram(&ram, self.shape.pages, self.choice.content(), self.seed);
+            fill_ram(&ram, self.shape.pages, self.choice.content(), &self.shape, self.seed);
             if let Some(disk) = &disk {
                 let bytes = self.shape.filled_sectors * SECTOR_BYTES;
                 fill_disk(bytes, self.choice.content(), self.seed, |at, data| disk.write(at, data)).unwrap();
@@ -127,7 +127,12 @@ impl Plan {
             disk: disk.clone().map(|disk| disk as Arc<dyn GuestDisk>),
             shape: self.shape,
             seed: self.seed,
-            software: Software::Operations(Operations { streams, pacing: self.choice.pacing(), recipe: String::new() }),
+            software: Software::Operations(Operations {
+                streams,
+                pacing: self.choice.pacing(),
+                content: self.choice.content().clone(),
+                recipe: String::new(),
+            }),
         };
         let machine = (MACHINES.find("thread").unwrap().build.build)(setup).unwrap();
         Guest { plan: self.clone(), machine, ram, disk }

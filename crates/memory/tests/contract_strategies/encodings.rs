@@ -20,7 +20,7 @@ fn chain(names: &[&str]) -> EncodeChain {
 fn page_of(seed: u64, class: u64, words: &[(usize, u64)]) -> PageBytes {
     let mut page = [0; PAGE];
     let class = ["zero", "text", "pointers", "random"][class as usize % 4];
-    Content::read("content", &json!(class)).unwrap().fill(seed, 0, &mut page);
+    Content::read("content", &json!(class)).unwrap().fill_page(seed, 0, &mut page);
     for (at, word) in words {
         page[at % 512 * 8..][..8].copy_from_slice(&word.to_le_bytes());
     }

@@ -2,21 +2,19 @@
 
 use super::Run;
 use super::flow_words::{Around, FlowUnit, Known, Readiness, Want};
+use super::jobs::Jobs;
 use super::queue::Queue;
+use super::runs::{head_of, split_by, still_unsent};
 use std::collections::VecDeque;
 use whimbrel_memory::Select;
 use whimbrel_model::event::{Round, Sent};
 use whimbrel_model::strategy::{Stage, Verdict};
 use whimbrel_model::{
-    ByteRate, Event, Extent, Family, Nanos, Observe, Ordered, Rest, Schedule, Step, Unit, UnitSet, View, WriteCounts,
+    ByteRate, Event, Extent, Family, Nanos, Needs, Observe, Ordered, Rest, Schedule, Step, UnitSet, View, WriteCounts,
 };
 
 /// Bytes that one job asks a lane to send.
 const JOB_BYTES: u64 = 1 << 20;
-/// Once the guest runs at the destination, a page in a job that waits can't be had by demand: jobs hold no more than this
-/// time's worth of the link, though at least [`LEAST_JOB_BYTES`].
-const PULL_JOB: Nanos = Nanos(250_000);
-const LEAST_JOB_BYTES: u64 = 16 << 10;
 /// Holes carry no content: a job takes them along, up to this many bytes of them.
 const JOB_HOLE_BYTES: u64 = 256 << 20;
 /// Jobs that a lane has at once, so that it never waits for the core.
@@ -36,14 +34,6 @@ enum Awaiting {
     Hints(u64),
     /// The schedule has nothing to do, or is ready: asked again at an instant.
     Instant(Nanos),
-}
-
-/// What a lane was asked to send.
-#[derive(Debug)]
-struct Job {
-    number: u64,
-    /// Units that hold content, as far as is known.
-    content_units: u64,
 }
 
 /// The round that is going on.
@@ -83,8 +73,7 @@ pub(super) struct Flow<U: FlowUnit> {
     since_ask: Option<u64>,
     /// The guest was asked so often.
     asked: u64,
-    jobs: Vec<Job>,
-    next_job: u64,
+    jobs: Jobs,
     open: OpenRound,
     rounds: Vec<Round>,
     sent_bytes: u64,
@@ -127,8 +116,7 @@ impl<U: FlowUnit> Flow<U> {
             since_peek: None,
             since_ask: None,
             asked: 0,
-            jobs: Vec::new(),
-            next_job: 0,
+            jobs: Jobs::default(),
             open: OpenRound::default(),
             rounds: Vec::new(),
             sent_bytes: 0,
@@ -159,7 +147,7 @@ impl<U: FlowUnit> Flow<U> {
 
     /// Units with content that the destination would lack if the guest were paused now, as far as is known.
     pub(super) fn remaining_units(&self) -> u64 {
-        let queued = self.jobs.iter().map(|job| job.content_units).sum::<u64>();
+        let queued = self.jobs.content_units();
         let written = self.peeked.as_ref().map_or(0, |p| p.count() - p.count_common(&self.unsent));
         // Blocks may be holes and pages may be free: no unit is both.
         let empty = [Some(&self.holes), self.free.as_ref()].into_iter().flatten();
@@ -234,12 +222,20 @@ impl<U: FlowUnit> Flow<U> {
 
     /// The guest has answered. What it says counts only where it is waited for: then no look at the log has come in since the
     /// question, and all that is written to a page that it names will show in the next one.
-    pub(super) fn hinted(&mut self, question: u64, free: UnitSet<U>) {
-        if self.awaits_hints(question) {
+    /// Returns whether it counts.
+    pub(super) fn hinted(&mut self, question: u64, free: UnitSet<U>) -> bool {
+        let counts = self.awaits_hints(question);
+        if counts {
             self.awaiting = Awaiting::Nothing;
             self.since_ask = Some(0);
-            self.free = Some(free);
+            self.free = (!self.select.refers()).then_some(free);
         }
+        counts
+    }
+
+    /// Whether units may go by name.
+    pub(super) fn refers(&self) -> bool {
+        self.select.refers()
     }
 
     /// Whether the answer to that question is waited for.
@@ -300,30 +296,43 @@ impl<U: FlowUnit> Flow<U> {
         for &unit in units {
             if self.unsent.remove(unit) {
                 let again = !self.sent_before.insert(unit);
-                runs.push(Run { extent: Extent { start: unit, count: 1 }, again });
+                runs.push(Run { extent: Extent { start: unit, count: 1 }, again, place: None });
             }
         }
         if let Some(last) = units.last().filter(|_| self.follows) {
             self.queue.turn_to(last + 1, self.unsent.len());
         }
-        (!runs.is_empty()).then(|| (self.open_job(runs.len() as u64), runs))
+        (!runs.is_empty()).then(|| (self.jobs.open(&runs, runs.len() as u64), runs))
     }
 
-    fn open_job(&mut self, content_units: u64) -> u64 {
-        let number = self.next_job;
-        self.next_job += 1;
-        self.jobs.push(Job { number, content_units });
-        number
+    /// Of a job that is on its way, no more units than this go by content.
+    pub(super) fn holds_content(&mut self, job: u64, most_units: u64) {
+        self.jobs.holds_content(job, most_units);
+    }
+
+    /// The destination has these units, but for what was written since the last look at the log.
+    pub(super) fn has_arrived(&self, units: Extent) -> bool {
+        self.unsent.count_in(units) == 0 && !self.jobs.touch(units)
+    }
+
+    /// The destination must have these anew.
+    pub(super) fn send_again(&mut self, units: &UnitSet<U>) {
+        self.unsent.union(units);
+    }
+
+    /// What the engine has to have ready for the schedule.
+    pub(super) fn needs(&self) -> Needs {
+        self.schedule.needs()
     }
 
     /// Whether a job that is on its way has content.
     pub(super) fn has_content(&self, job: u64) -> bool {
-        self.jobs.iter().any(|j| j.number == job && j.content_units > 0)
+        self.jobs.has_content(job)
     }
 
     /// A job's units are sent.
     pub(super) fn sent(&mut self, job: u64, sent: &Sent) {
-        self.jobs.retain(|j| j.number != job);
+        self.jobs.close(job);
         self.open.sent.add(sent);
         self.sent_bytes += sent.bytes();
     }
@@ -442,7 +451,7 @@ impl<U: FlowUnit> Flow<U> {
             if !runs.is_empty() {
                 self.open.start.get_or_insert(around.now);
                 self.open.limit = self.limit;
-                let job = self.open_job(content_units);
+                let job = self.jobs.open(&runs, content_units);
                 let (limit, offered) = (self.limit, self.offered);
                 wants.push(Want::Send { job, runs, limit, content: content_units > 0, offered });
             }
@@ -471,11 +480,7 @@ impl<U: FlowUnit> Flow<U> {
     /// Takes up to a job's worth of unsent units off the queue; also how many of them hold content.
     fn next_runs(&mut self, around: &Around, wants: &mut Vec<Want>) -> (Vec<Run>, u64) {
         let stage = around.stage;
-        let bytes = match (stage, around.bandwidth) {
-            (Stage::Pull, Some(rate)) => ((rate.0 * PULL_JOB.0 as f64 / 1e9) as u64).clamp(LEAST_JOB_BYTES, JOB_BYTES),
-            (Stage::Pull, None) => LEAST_JOB_BYTES,
-            (Stage::Push | Stage::Paused, _) => JOB_BYTES,
-        };
+        let bytes = if stage == Stage::Pull { U::pull_job_bytes(around).min(JOB_BYTES) } else { JOB_BYTES };
         let most = (bytes / self.unit_bytes).max(1);
         let most_holes = JOB_HOLE_BYTES / self.unit_bytes;
         let (mut runs, mut content, mut empty, mut deferred) = (Vec::new(), 0, 0, 0);
@@ -583,49 +588,4 @@ impl<U: FlowUnit> Flow<U> {
         (before.map(|r| r.ended_by) != self.ready.map(|r| r.ended_by))
             .then(|| Event::Ready { family: U::FAMILY, ended_by: self.ready.map(|r| r.ended_by) })
     }
-}
-
-/// The first units of `extent` that are alike, all holes (at most `most_holes`) or none (at most `most`); and which.
-fn head_of<U: Unit>(holes: &UnitSet<U>, extent: Extent, most: u64, most_holes: u64) -> (Extent, bool) {
-    let start = extent.start;
-    match holes.next(start) {
-        Some(hole) if hole == start => {
-            let alike = extent.indices().take(most_holes as usize).take_while(|unit| holes.contains(*unit));
-            (Extent { start, count: alike.count() as u64 }, true)
-        }
-        next => {
-            let until = next.map_or(extent.count, |hole| extent.count.min(hole - start));
-            (Extent { start, count: until.min(most) }, false)
-        }
-    }
-}
-
-/// The parts of `extent` that are in `unsent`.
-fn still_unsent<U: Unit>(unsent: &UnitSet<U>, extent: Extent) -> Vec<Extent> {
-    let mut parts: Vec<Extent> = Vec::new();
-    let mut at = extent.start;
-    while let Some(start) = unsent.next(at).filter(|s| *s < extent.end()) {
-        let mut end = start + 1;
-        while end < extent.end() && unsent.contains(end) {
-            end += 1;
-        }
-        parts.push(Extent { start, count: end - start });
-        at = end;
-    }
-    parts
-}
-
-/// Splits `extent` into runs that were sent before and runs that were not, and remembers it as sent.
-fn split_by<U: Unit>(sent_before: &mut UnitSet<U>, extent: Extent, runs: &mut Vec<Run>) {
-    let mut start = extent.start;
-    while start < extent.end() {
-        let again = sent_before.contains(start);
-        let mut end = start + 1;
-        while end < extent.end() && sent_before.contains(end) == again {
-            end += 1;
-        }
-        runs.push(Run { extent: Extent { start, count: end - start }, again });
-        start = end;
-    }
-    sent_before.insert_extent(extent);
 }

@@ -41,6 +41,8 @@ pub(super) struct Around {
     pub(super) now: Nanos,
     pub(super) stage: Stage,
     pub(super) bandwidth: Option<ByteRate>,
+    /// The link's own rate, if it is known.
+    pub(super) link: Option<ByteRate>,
     pub(super) other_ready: bool,
 }
 
@@ -54,12 +56,32 @@ pub(super) struct Known<'a, U> {
 /// The part of a unit's type that the core needs: which family, and how a written set of it is told apart.
 pub(super) trait FlowUnit: Unit {
     const FAMILY: Family;
+    /// How much of a push a job may hold once the guest runs at the destination: what is in a job that waits can't be had by
+    /// demand.
+    fn pull_job_bytes(around: &Around) -> u64;
     fn of(written: Written) -> Option<(UnitSet<Self>, Option<WriteCounts<Self>>)>;
     fn choose(select: &mut dyn Select, run: Extent, known: &Known<'_, Self>, keep: &mut Vec<Extent>);
 }
 
+/// What a bandwidth carries in 2 ms, though at least 64 KiB.
+fn two_milliseconds(bandwidth: Option<ByteRate>) -> u64 {
+    bandwidth.map_or(0, |rate| bytes_in(rate, Nanos(2_000_000))).max(64 << 10)
+}
+
+fn bytes_in(rate: ByteRate, time: Nanos) -> u64 {
+    (rate.0 * time.0 as f64 / 1e9) as u64
+}
+
 impl FlowUnit for Page {
     const FAMILY: Family = Family::Memory;
+    /// Where the link has a rate, a demanded page stands behind the job that is on it; and a Linux guest that begins to run has some
+    /// hundreds of faults one after the other before it is heard of.
+    fn pull_job_bytes(around: &Around) -> u64 {
+        match around.link {
+            Some(rate) => bytes_in(rate, Nanos(250_000)).max(16 << 10),
+            None => two_milliseconds(around.bandwidth),
+        }
+    }
     fn of(written: Written) -> Option<(UnitSet<Page>, Option<WriteCounts<Page>>)> {
         match written {
             Written::Pages(set) => Some((set, None)),
@@ -74,6 +96,10 @@ impl FlowUnit for Page {
 
 impl FlowUnit for Block {
     const FAMILY: Family = Family::Disk;
+    /// Each is acknowledged, so smaller ones would wait for round trips.
+    fn pull_job_bytes(around: &Around) -> u64 {
+        two_milliseconds(around.bandwidth)
+    }
     fn of(written: Written) -> Option<(UnitSet<Block>, Option<WriteCounts<Block>>)> {
         match written {
             Written::Blocks(set, counts) => Some((set, counts)),

@@ -24,13 +24,16 @@
 //! The guarantee: before `HandOver` is said an error leaves the guest running at the source; after it, the guest runs
 //! at the destination or, where state was left behind, may be lost; never at both.
 
+mod backed;
 mod bandwidth;
 mod destination;
 mod fetching;
 mod flow;
 mod flow_words;
+mod jobs;
 mod last_word;
 mod queue;
+mod runs;
 mod source;
 mod source_words;
 
@@ -39,7 +42,7 @@ pub use source::SourceCore;
 pub use source_words::{DiskPlan, Limits, Progress, SourceEffect, SourceInput, SourcePlan};
 
 use serde::{Deserialize, Serialize};
-use whimbrel_model::{Block, Extent, Page, UnitSet, WriteCounts};
+use whimbrel_model::{Backed, Block, Extent, PAGE_BYTES, Page, UnitSet, WriteCounts};
 
 /// How an attempt to migrate ended on a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +74,26 @@ pub struct Run {
     pub extent: Extent,
     /// Whether they were sent before in this migration.
     pub again: bool,
+    /// Pages that may go by name: the byte of the disk at which the first of them lies, and the others behind it. That they hold
+    /// what is there, the guest says, and the driver has to see.
+    pub place: Option<u64>,
+}
+
+impl Run {
+    /// Whether a page continues the run.
+    pub(crate) fn goes_on(&self, page: u64, again: bool, place: Option<u64>) -> bool {
+        let next = self.place.map(|first| first + self.extent.count * PAGE_BYTES);
+        self.extent.end() == page && self.again == again && next == place
+    }
+}
+
+/// What a guest knows of its pages.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// Those that were free at an instant after the question, each at its own.
+    pub free: UnitSet<Page>,
+    /// Those that are copies of what the disk holds, as far as it knows.
+    pub backed: Vec<Backed>,
 }
 
 /// What an observation of a log of writes found.

@@ -1,5 +1,9 @@
 //! The source's core: drives both families' flows through the phases and keeps the books.
 
+mod judging;
+mod naming;
+
+use super::backed::BackedPages;
 use super::bandwidth::Bandwidth;
 use super::flow::Flow;
 use super::flow_words::{Around, FlowUnit, Want};
@@ -7,7 +11,7 @@ use super::last_word::LastWord;
 use super::source_words::{Limits, Progress, SourceEffect, SourceInput, SourcePlan};
 use super::{Ending, Written};
 use crate::coordinator::{Coordinator, CoordinatorView, FamilyView, Turn, Turns};
-use whimbrel_memory::{MemoryStrategy, StopRules, StopView, Throttle, ThrottleView, predicted_downtime};
+use whimbrel_memory::{MemoryStrategy, StopRules, Throttle, predicted_downtime};
 use whimbrel_model::event::Sent;
 use whimbrel_model::strategy::Stage;
 use whimbrel_model::{
@@ -37,6 +41,8 @@ pub struct SourceCore {
     stage: Stage,
     memory: Flow<Page>,
     disk: Option<Flow<Block>>,
+    /// Pages that may go by name, once the guest has told of them.
+    backed: Option<BackedPages>,
     /// The disk stays, whatever is ready when.
     disk_remains: bool,
     coordinator: Box<dyn Coordinator>,
@@ -70,6 +76,7 @@ impl SourceCore {
             stage: Stage::Push,
             memory: Flow::new(PAGE_BYTES, plan.missing_pages, no_holes, schedule, select),
             disk: plan.disk.map(|d| Flow::new(d.block_bytes, d.missing, d.holes, d.strategy.schedule, all())),
+            backed: None,
             disk_remains,
             coordinator: plan.coordinator,
             turns: Turns { memory: Turn::FREE, disk: Turn::FREE },
@@ -138,9 +145,9 @@ impl SourceCore {
             }
             SourceInput::Sent { family, job, sent } => self.sent(now, family, job, &sent, effects),
             SourceInput::Observed { observe, written } => self.observed(now, observe, written, effects),
-            SourceInput::Hinted { question, free: Ok(free) } => self.memory.hinted(question, free),
-            SourceInput::Hinted { question, free: Err(why) } if self.memory.awaits_hints(question) => {
-                return self.lost(format!("the guest does not tell which pages are free: {why}"), effects);
+            SourceInput::Hinted { question, told: Ok(told) } => self.hinted(question, told),
+            SourceInput::Hinted { question, told: Err(why) } if self.memory.awaits_hints(question) => {
+                return self.lost(format!("the guest does not tell what its pages are: {why}"), effects);
             }
             // The guest was paused before it answered.
             SourceInput::Hinted { .. } => {}
@@ -263,6 +270,7 @@ impl SourceCore {
         match written {
             Written::Pages(_) => {
                 let Some(set) = Page::of(written) else { return };
+                self.backed.iter_mut().for_each(|backed| backed.pages_written(&set.0));
                 let closed = self.memory.observed(observe, set, self.stage, now, self.requested).is_some();
                 self.judge(now, closed, effects);
                 if closed && let Some(round) = self.memory.finish_round() {
@@ -281,7 +289,9 @@ impl SourceCore {
                 }
             }
             Written::Blocks(..) => {
-                let (Some(set), Some(disk)) = (Block::of(written), &mut self.disk) else { return };
+                let Some(set) = Block::of(written) else { return };
+                self.unname(&set.0);
+                let Some(disk) = &mut self.disk else { return };
                 if let Some(round) = disk.observed(observe, set, self.stage, now, self.requested) {
                     effects.push(SourceEffect::Record(Event::Round { round }));
                 }
@@ -294,58 +304,6 @@ impl SourceCore {
                     }
                 }
             }
-        }
-    }
-
-    /// Asks the stop rules and, at a round's end, the throttle.
-    fn judge(&mut self, now: Nanos, round_ended: bool, effects: &mut Vec<SourceEffect>) {
-        let mut stop = std::mem::take(&mut self.stop);
-        let view = self.stop_view(now);
-        let predicted = predicted_downtime(&view);
-        let verdict = stop.judge(&view);
-        self.stop = stop;
-        if round_ended && self.stage == Stage::Push {
-            let view = ThrottleView {
-                rounds: self.memory.rounds(),
-                bandwidth: self.bandwidth.rate(),
-                unit_bytes: PAGE_BYTES,
-                now: now.since(self.requested),
-                current: self.throttle_share,
-            };
-            let share = self.throttle.share(&view);
-            if share != self.throttle_share {
-                self.throttle_share = share;
-                effects.push(SourceEffect::Throttle(share));
-                effects.push(SourceEffect::Record(Event::Throttled { share }));
-            }
-        }
-        self.memory.judged(verdict, predicted, self.throttle_share);
-    }
-
-    fn stop_view(&self, now: Nanos) -> StopView<'_> {
-        let carried_blocks = self.disk.as_ref().filter(|d| d.readiness().is_some_and(|r| r.rest == Rest::CarryOver));
-        StopView {
-            remaining_units: self.memory.remaining_units(),
-            remaining_bytes: self.memory.remaining_units() * PAGE_BYTES,
-            other_remaining_bytes: carried_blocks.map_or(0, |d| d.remaining_units() * d.unit_bytes()),
-            total_units: self.memory.total_units(),
-            unit_bytes: PAGE_BYTES,
-            rounds: self.memory.rounds(),
-            sent_bytes: self.memory.sent_bytes(),
-            bandwidth: self.pause_bandwidth(),
-            fixed_cost: self.limits.fixed_cost,
-            now: now.since(self.requested),
-        }
-    }
-
-    /// What a pause would have of the link: what was achieved, or its rate where nothing was sent or a schedule held
-    /// itself back.
-    fn pause_bandwidth(&self) -> Option<ByteRate> {
-        let shared = self.turns.memory.share.or(self.turns.disk.share).is_some();
-        let held_back = shared || self.memory.is_limited() || self.disk.as_ref().is_some_and(Flow::is_limited);
-        match (self.bandwidth.rate(), self.limits.link) {
-            (Some(achieved), Some(link)) if held_back => Some(ByteRate(achieved.0.max(link.0))),
-            (achieved, link) => achieved.or(link),
         }
     }
 
@@ -409,7 +367,8 @@ impl SourceCore {
 
     fn drive_memory(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
         let other_ready = self.disk.as_ref().is_none_or(|d| d.readiness().is_some());
-        let around = Around { now, stage: self.stage, bandwidth: self.bandwidth.rate(), other_ready };
+        let around =
+            Around { now, stage: self.stage, bandwidth: self.bandwidth.rate(), link: self.limits.link, other_ready };
         let before = self.memory.readiness();
         let mut wants = Vec::new();
         self.memory.drive(&around, self.requested, &mut wants);
@@ -420,7 +379,8 @@ impl SourceCore {
     fn drive_disk(&mut self, now: Nanos, effects: &mut Vec<SourceEffect>) {
         let Some(disk) = &mut self.disk else { return };
         let other_ready = self.memory.readiness().is_some();
-        let around = Around { now, stage: self.stage, bandwidth: self.bandwidth.rate(), other_ready };
+        let around =
+            Around { now, stage: self.stage, bandwidth: self.bandwidth.rate(), link: self.limits.link, other_ready };
         let before = disk.readiness();
         let mut wants = Vec::new();
         disk.drive(&around, self.requested, &mut wants);
@@ -448,7 +408,11 @@ impl SourceCore {
         let share = turn.share.zip(self.limits.link).map(|(share, link)| link.0 * share);
         for want in wants {
             match want {
-                Want::Send { job, runs, limit, content, offered } => {
+                Want::Send { job, mut runs, limit, mut content, offered } => {
+                    if family == Family::Memory {
+                        runs = self.name(job, runs);
+                        content &= self.memory.has_content(job);
+                    }
                     if content {
                         self.bandwidth.begin(now);
                     }
@@ -526,7 +490,13 @@ impl SourceCore {
         if disk_carried && let Some(device) = self.switchover.state.take() {
             let missing_pages = self.left_behind_pages();
             let missing_blocks = self.left_behind_blocks();
-            let around = Around { now, stage: self.stage, bandwidth: self.bandwidth.rate(), other_ready: true };
+            let around = Around {
+                now,
+                stage: self.stage,
+                bandwidth: self.bandwidth.rate(),
+                link: self.limits.link,
+                other_ready: true,
+            };
             let disk_note = self.disk.as_mut().map_or_else(Vec::new, |d| d.note(&around, self.requested));
             effects.push(SourceEffect::Say(Message::State { device, missing_pages, missing_blocks, disk_note }));
         }

@@ -1,6 +1,6 @@
 //! What the source's core is given, what it is told, what it wants done, and what it shows.
 
-use super::{Ending, Run, Written};
+use super::{Ending, Run, Told, Written};
 use crate::coordinator::Coordinator;
 use whimbrel_disk::DiskStrategy;
 use whimbrel_memory::MemoryStrategy;
@@ -66,12 +66,12 @@ pub enum SourceInput {
         /// What it held.
         written: Written,
     },
-    /// The guest has said which of its pages are free, or why it can't.
+    /// The guest has said what it knows of its pages, or why it can't.
     Hinted {
         /// The question's number.
         question: u64,
-        /// Those that were free at an instant after the question, each at its own.
-        free: Result<UnitSet<Page>, String>,
+        /// What it has said.
+        told: Result<Told, String>,
     },
     /// No vCPU executes guest code.
     Paused {
@@ -136,7 +136,7 @@ pub enum SourceEffect {
         /// Take it or peek at it.
         observe: Observe,
     },
-    /// Ask the guest which of its pages are free; [`SourceInput::Hinted`] answers. The log of its writes to memory is armed.
+    /// Ask the guest what it knows of its pages; [`SourceInput::Hinted`] answers. The logs of its writes are armed.
     Ask {
         /// The question's number.
         question: u64,

@@ -52,7 +52,7 @@ mod tests {
     use whimbrel_model::Extent;
 
     fn run(start: u64, count: u64) -> Run {
-        Run { extent: Extent { start, count }, again: false }
+        Run { extent: Extent { start, count }, again: false, place: None }
     }
 
     #[test]

@@ -88,7 +88,8 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
     let sever = [push.severer(), demand.severer()];
     let wants = Arc::clone(&demand);
     for stream in [push, demand] {
-        let lane = LaneReceiver { ram: Arc::clone(machine.ram()), stream, missing: Arc::clone(&missing) };
+        let volume = volume.clone().filter(|_| !remains);
+        let lane = LaneReceiver { ram: Arc::clone(machine.ram()), volume, stream, missing: Arc::clone(&missing) };
         let (inputs, recorder) = (inputs.clone(), recorder.clone());
         spawn(&inputs.clone(), move || lane.run(&|arrival| hear_arrival(arrival, &inputs, &recorder)));
     }

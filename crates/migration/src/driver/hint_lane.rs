@@ -1,7 +1,7 @@
-//! The lane by which the guest is asked which of its pages are free: it may take its time, and nobody else waits for it. It ends
+//! The lane by which the guest is asked what it knows of its pages, which are free and which are copies of disk blocks: it may take its time, and nobody else waits for it. It ends
 //! with the move, answered or not: a guest that is paused answers nothing.
 
-use crate::core::SourceInput;
+use crate::core::{SourceInput, Told};
 use crate::driver::{DriverError, in_words};
 use crate::recorder::Recorder;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use whimbrel_machine::{Hints, MachineError};
-use whimbrel_model::{Event, Page, UnitSet};
+use whimbrel_model::Event;
 
 /// Asks until it is dropped.
 pub(super) struct HintLane {
@@ -32,9 +32,9 @@ impl HintLane {
         let thread = std::thread::spawn(move || {
             while let Ok(question) = asked.recv() {
                 let hints = hints(&|| is_given_up.load(Ordering::SeqCst));
-                let free = hints.map_err(DriverError::from).and_then(|hints| take(hints, pages, &recorder));
+                let told = hints.map_err(DriverError::from).and_then(|hints| take(hints, pages, &recorder));
                 // Nobody listens once the move has ended.
-                let _ = inputs.send(SourceInput::Hinted { question, free: free.map_err(|error| in_words(&error)) });
+                let _ = inputs.send(SourceInput::Hinted { question, told: told.map_err(|error| in_words(&error)) });
             }
         });
         HintLane { questions: Some(questions), given_up, thread: Some(thread) }
@@ -58,13 +58,14 @@ impl Drop for HintLane {
     }
 }
 
-fn take(hints: Hints, pages: u64, recorder: &Recorder) -> Result<UnitSet<Page>, DriverError> {
-    let Hints { free, types } = hints;
+fn take(hints: Hints, pages: u64, recorder: &Recorder) -> Result<Told, DriverError> {
+    let Hints { free, types, backed } = hints;
     if free.len() != pages {
         return Err(DriverError::Protocol(format!("the guest tells of {} pages of RAM", free.len())));
     }
-    recorder.record(Event::Hinted { free_pages: free.count(), types });
-    Ok(free)
+    let backed_pages = backed.iter().map(|run| run.pages.count).sum();
+    recorder.record(Event::Hinted { free_pages: free.count(), backed_pages, types });
+    Ok(Told { free, backed })
 }
 
 #[cfg(test)]
@@ -88,7 +89,7 @@ mod tests {
         is_asked.recv().unwrap();
         drop(lane);
         let told = received.recv().unwrap();
-        assert!(matches!(&told, SourceInput::Hinted { question: 7, free: Err(why) } if why == "given up"), "{told:?}");
+        assert!(matches!(&told, SourceInput::Hinted { question: 7, told: Err(why) } if why == "given up"), "{told:?}");
         assert!(received.recv().is_err(), "the thread is gone, and what it held");
     }
 }

@@ -6,14 +6,15 @@
 //! else the bases of deltas would differ from what was sent. The receiver reads raw pages into guest RAM directly.
 
 use crate::core::Run;
-use crate::driver::DriverError;
+use crate::driver::{DriverError, by_name};
 use std::io::Read;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
+use whimbrel_disk::Volume;
 use whimbrel_memory::{EncodeChain, Encoding, GuestRam, MissingPages, Part, Waited, decode};
 use whimbrel_model::event::Sent;
-use whimbrel_model::{ByteRate, Extent, PAGE_BYTES};
-use whimbrel_wire::page_frames::{Frame, HEADER_BYTES, MOST_RAW_PAGES};
+use whimbrel_model::{Backed, ByteRate, Extent, PAGE_BYTES};
+use whimbrel_wire::page_frames::{Frame, HEADER_BYTES, MOST_RAW_PAGES, PLACE_BYTES};
 use whimbrel_wire::{Bucket, Class, LinkStream, clock};
 
 /// Encoded bytes are gathered up to about this size before they are written.
@@ -31,6 +32,8 @@ pub(super) enum LaneJob {
 /// The sending end of a lane.
 pub(super) struct LaneSender {
     ram: Arc<GuestRam>,
+    /// The disk of which pages may be copies.
+    volume: Option<Arc<Volume>>,
     stream: Arc<LinkStream>,
     encode: EncodeChain,
     class: Class,
@@ -43,7 +46,12 @@ type Piece = ([u8; HEADER_BYTES], Option<Extent>);
 
 impl LaneSender {
     pub(super) fn new(ram: Arc<GuestRam>, stream: Arc<LinkStream>, encode: EncodeChain, class: Class) -> Self {
-        LaneSender { ram, stream, encode, class, limit: Arc::new(Bucket::unlimited()), limit_set: None }
+        LaneSender { ram, volume: None, stream, encode, class, limit: Arc::new(Bucket::unlimited()), limit_set: None }
+    }
+
+    /// As it is, with pages by name where they are copies of what lies on this disk.
+    pub(super) fn with_disk(self, volume: Option<Arc<Volume>>) -> Self {
+        LaneSender { volume, ..self }
     }
 
     /// Works off jobs until their sender is gone; `sent` hears of each that was sent.
@@ -73,7 +81,35 @@ impl LaneSender {
     }
 
     fn send(&mut self, runs: &[Run], demanded: bool) -> Result<Sent, DriverError> {
+        let Some(volume) = self.volume.as_ref().filter(|_| runs.iter().any(|run| run.place.is_some())) else {
+            return self.send_content(runs, demanded);
+        };
+        let (named, others) = by_name::seen(&self.ram, volume, runs)?;
+        let mut sent = self.send_names(&named)?;
+        sent.add(&self.send_content(&others, demanded)?);
+        Ok(sent)
+    }
+
+    fn send_content(&mut self, runs: &[Run], demanded: bool) -> Result<Sent, DriverError> {
         if self.encode.live() { self.send_live(runs, demanded) } else { self.send_copies(runs, demanded) }
+    }
+
+    fn send_names(&mut self, named: &[Run]) -> Result<Sent, DriverError> {
+        let mut sent = Sent::default();
+        let mut gathered = Vec::new();
+        for run in named {
+            let Some(place) = run.place else { continue };
+            gathered.extend_from_slice(&Frame::Reference { pages: run.extent }.encode());
+            gathered.extend_from_slice(&place.to_be_bytes());
+            run.extent.indices().for_each(|page| self.encode.forget_page(page));
+            account(&mut sent, run.again, run.extent.count, PLACE_BYTES as u64);
+            sent.reference_units += run.extent.count;
+            sent.reference_bytes += PLACE_BYTES as u64;
+        }
+        if !gathered.is_empty() {
+            self.write(&[Part::Bytes(&gathered)])?;
+        }
+        Ok(sent)
     }
 
     fn send_live(&mut self, runs: &[Run], demanded: bool) -> Result<Sent, DriverError> {
@@ -219,6 +255,8 @@ pub(super) enum Arrival {
 /// The receiving end of a lane.
 pub(super) struct LaneReceiver {
     pub(super) ram: Arc<GuestRam>,
+    /// The disk from which pages that come by name are taken.
+    pub(super) volume: Option<Arc<Volume>>,
     pub(super) stream: Arc<LinkStream>,
     /// Set once the guest is about to run with pages missing.
     pub(super) missing: Arc<OnceLock<Arc<MissingPages>>>,
@@ -256,6 +294,14 @@ impl LaneReceiver {
                     decode(Encoding::try_from(encoding)?, &payload, &mut content)?;
                     self.ram.write_page(page, &content);
                     self.complete(pages, demanded, arrived)?;
+                }
+                Frame::Reference { pages } => {
+                    self.check(pages)?;
+                    let mut place = [0; PLACE_BYTES];
+                    (&*self.stream).read_exact(&mut place)?;
+                    let named = Backed { pages, offset_bytes: u64::from_be_bytes(place) };
+                    by_name::take_up(&self.ram, self.volume.as_ref(), named)?;
+                    self.complete(pages, false, arrived)?;
                 }
                 Frame::Barrier { .. } => arrived(Arrival::Barrier),
                 Frame::End => return Ok(()),

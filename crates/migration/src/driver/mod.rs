@@ -20,6 +20,7 @@
 //! sockets: no copy in user space, which an asynchronous stream can't offer.
 
 mod acknowledged;
+mod by_name;
 mod control_lane;
 mod destination;
 mod disk_lane;

@@ -245,7 +245,7 @@ impl Lanes {
             .map(|stream| MirrorLane::start(runtime, stream, move |sent| drop(told.send(SourceInput::Mirrored(sent)))));
         let (alive, running) = channel();
         let (push_jobs, jobs) = channel();
-        let sender = LaneSender::new(Arc::clone(ram), push, encode, Class::Bulk);
+        let sender = LaneSender::new(Arc::clone(ram), push, encode, Class::Bulk).with_disk(volume.clone());
         spawn(inputs, &alive, move |sent| sender.run(&jobs, sent));
         let (demand_jobs, jobs) = channel();
         let wants = Arc::clone(&demand);

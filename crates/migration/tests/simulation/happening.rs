@@ -32,6 +32,10 @@ pub enum Happening {
         units: Vec<(u64, u32)>,
         acknowledge: Option<(u64, Sent)>,
     },
+    /// Pages reach the destination by the names of blocks.
+    Named {
+        names: Vec<(u64, u64)>,
+    },
     /// The destination reads blocks from the source.
     Pulls {
         block: u64,

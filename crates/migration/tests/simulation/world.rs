@@ -1,5 +1,6 @@
 //! The event queue: two cores, four lanes, one guest, and what breaks.
 
+mod copies;
 mod living;
 
 use crate::faults::{Fault, Verdict};
@@ -17,7 +18,7 @@ use whimbrel_migration::core::{
 };
 use whimbrel_model::event::Sent;
 use whimbrel_model::{
-    Block, ByteRate, Extent, Family, Mirroring, Nanos, Observe, PAGE_BYTES, Page, Rng, UnitSet, WriteCounts,
+    Backed, Block, ByteRate, Extent, Family, Mirroring, Nanos, Observe, PAGE_BYTES, Page, Rng, UnitSet, WriteCounts,
 };
 use whimbrel_wire::Message;
 
@@ -62,6 +63,9 @@ pub struct World {
     mirror: Option<(Mirroring, UnitSet<Block>)>,
     /// The guest's mirrored write is acknowledged then.
     mirrored: Nanos,
+    /// What the guest says of pages that are copies of blocks, and how many came by name.
+    copies: Vec<Backed>,
+    names: u64,
     /// The disk stays at the source, which serves it to the guest.
     remains: bool,
     guarded: bool,
@@ -102,7 +106,10 @@ impl World {
         let mut rng = Rng::new(seed);
         let mut pages = Units::new(PAGES, &mut rng);
         (0..rng.below(PAGES)).for_each(|page| pages.free(page));
-        let blocks = disk.map(|_| Units::new(BLOCKS, &mut rng));
+        let mut blocks = disk.map(|_| Units::new(BLOCKS, &mut rng));
+        let base_shared = rng.chance(0.3);
+        blocks.iter_mut().filter(|_| base_shared).for_each(|blocks| blocks.destination = blocks.source.clone());
+        let copies = blocks.as_ref().map_or_else(Vec::new, |blocks| copies::some_copies(&mut pages, blocks, &mut rng));
         let bytes_per_s = 2e6 + rng.unit() * 50e6;
         let context = DiskContext { blocks: BLOCKS, block_bytes: BLOCK_BYTES, seed };
         let needs = disk.map(|d| d.needs(&context)).unwrap_or_default();
@@ -114,7 +121,8 @@ impl World {
             disk: disk.map(|d| {
                 let strategy = d.build(&context);
                 let holes = some_holes(&mut rng);
-                let missing = if needs.remains { UnitSet::empty(BLOCKS) } else { UnitSet::full(BLOCKS) };
+                let nothing = needs.remains || base_shared;
+                let missing = if nothing { UnitSet::empty(BLOCKS) } else { UnitSet::full(BLOCKS) };
                 DiskPlan { missing, holes, block_bytes: BLOCK_BYTES, strategy }
             }),
             coordinator: a_coordinator(&mut rng),
@@ -150,6 +158,8 @@ impl World {
             destination_timer: None,
             counts: needs.counts.map(|stretch| (stretch, vec![0; BLOCKS.div_ceil(stretch) as usize])),
             mirror: None,
+            copies,
+            names: 0,
             mirrored: Nanos(0),
             remains: needs.remains,
             guarded: false,
@@ -266,6 +276,7 @@ impl World {
             Happening::Destination(input) => self.tell_destination(input),
             Happening::Departs { family, job, runs, lane, limit } => self.depart(family, job, &runs, lane, limit),
             Happening::Arrives { family, units, acknowledge } => self.arrive(family, &units, acknowledge),
+            Happening::Named { names } => self.named(&names),
             Happening::Pulls { block } => self.pulled(block),
             Happening::PullAnswered { block, version } => self.arrive(Family::Disk, &[(block, version)], None),
             Happening::Prefetches { job, blocks, limit } => self.prefetched(job, &blocks, limit),
@@ -328,7 +339,8 @@ impl World {
                 *bytes += PAGE_BYTES;
             }
         }
-        let free = self.through(lane, units.len() as u64 * PAGE_BYTES, limit);
+        let names = if family == Family::Memory { self.by_name(runs, &mut units) } else { Vec::new() };
+        let free = self.through(lane, units.len() as u64 * PAGE_BYTES + names.len() as u64 * 8, limit);
         if self.fault == Fault::DropOneUnit && family == Family::Memory && units.len() > 3 {
             units.pop();
             self.fault = Fault::None;
@@ -336,6 +348,9 @@ impl World {
         let arrival = free.plus(self.delay);
         // Memory counts as sent when it is on the link, a disk's blocks when they are acknowledged.
         let acknowledge = (family == Family::Disk).then_some((job, sent));
+        if !names.is_empty() {
+            self.schedule(arrival, Happening::Named { names });
+        }
         self.schedule(arrival, Happening::Arrives { family, units, acknowledge });
         if family == Family::Memory {
             self.schedule(free, Happening::Source(SourceInput::Sent { family, job, sent }));

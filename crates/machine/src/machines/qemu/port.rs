@@ -1,6 +1,6 @@
 //! The host's end of the guest's port: hears the agent in the guest, and stamps its heartbeats by the host's clock.
 
-use super::words::{FromGuest, ToGuest, from_run_lengths, hear, line};
+use super::words::{FromGuest, ToGuest, backed_frames, from_run_lengths, hear, line};
 use crate::clock::monotonic;
 use crate::error::MachineError;
 use crate::machine::{Hints, Progress, Silence};
@@ -17,10 +17,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What is answered to a question.
 enum Told {
-    /// The frames that are free, as run lengths, and what all are.
-    Free(Vec<u64>, PageTypes),
+    /// What the guest knows of its pages.
+    Pages(OfPages),
     /// QEMU's own migrations hear which are.
     Offered,
+}
+
+/// As [`FromGuest::Hints`] has it.
+struct OfPages {
+    free: Vec<u64>,
+    types: PageTypes,
+    backed: Vec<(u64, u64, u64)>,
 }
 
 #[derive(Default)]
@@ -115,7 +122,11 @@ impl Port {
         ended: &dyn Fn() -> Option<String>,
     ) -> Result<Hints, MachineError> {
         match self.ask(&|question| ToGuest::Hint { question, frames }, patience, ended)? {
-            Told::Free(free, types) => Ok(Hints { free: from_run_lengths(&free, frames)?, types: Some(types) }),
+            Told::Pages(told) => Ok(Hints {
+                free: from_run_lengths(&told.free, frames)?,
+                types: Some(told.types),
+                backed: backed_frames(&told.backed, frames)?,
+            }),
             Told::Offered => Err(answers_another_question()),
         }
     }
@@ -131,7 +142,7 @@ impl Port {
     ) -> Result<(), MachineError> {
         match self.ask(&|question| ToGuest::OfferFree { question }, patience, ended)? {
             Told::Offered => Ok(()),
-            Told::Free(..) => Err(answers_another_question()),
+            Told::Pages(_) => Err(answers_another_question()),
         }
     }
 
@@ -245,8 +256,8 @@ fn listen(mut reader: BufReader<UnixStream>, shared: &Shared) {
                 heard.progress = Progress { units, operations };
             }
             Ok(Some(FromGuest::Frozen { state, frames })) => heard.frozen = Some((state, frames)),
-            Ok(Some(FromGuest::Hints { question, free, types })) => {
-                heard.hints = Some((question, Ok(Told::Free(free, types))));
+            Ok(Some(FromGuest::Hints { question, free, types, backed })) => {
+                heard.hints = Some((question, Ok(Told::Pages(OfPages { free, types, backed }))));
             }
             Ok(Some(FromGuest::OffersFree { question })) => heard.hints = Some((question, Ok(Told::Offered))),
             Ok(Some(FromGuest::NoHints { question, why })) => heard.hints = Some((question, Err(why))),

@@ -4,7 +4,7 @@ use crate::error::MachineError;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, Read};
 use whimbrel_model::stream::Shape;
-use whimbrel_model::{Extent, Page, PageTypes, UnitSet};
+use whimbrel_model::{Backed, Extent, Page, PageTypes, UnitSet};
 
 /// The port's name.
 pub const PORT: &str = "whimbrel";
@@ -85,6 +85,8 @@ pub enum FromGuest {
         free: Vec<u64>,
         /// What all frames are.
         types: PageTypes,
+        /// Frames that hold what is on the disk: runs of a first frame, how many, and the byte of the disk at which they begin.
+        backed: Vec<(u64, u64, u64)>,
     },
     /// The balloon's driver is there, and has agreed with QEMU on hints.
     OffersFree {
@@ -182,6 +184,21 @@ pub fn from_run_lengths(lengths: &[u64], frames: u64) -> Result<UnitSet<Page>, M
         at = end;
     }
     Ok(set)
+}
+
+/// The runs of frames that hold what is on the disk, of a guest of so many frames.
+///
+/// # Errors
+/// They reach further. They come from a guest, and may be anything.
+pub fn backed_frames(runs: &[(u64, u64, u64)], frames: u64) -> Result<Vec<Backed>, MachineError> {
+    let runs = runs.iter().map(|&(start, count, offset_bytes)| {
+        let lies_within = start.checked_add(count).is_some_and(|end| end <= frames);
+        let run = Backed { pages: Extent { start, count }, offset_bytes };
+        (lies_within && run.end_bytes().is_some()).then_some(run)
+    });
+    runs.collect::<Option<_>>().ok_or_else(|| {
+        MachineError::Hypervisor("the guest's agent says of frames outside the guest's memory what they hold".into())
+    })
 }
 
 #[cfg(test)]

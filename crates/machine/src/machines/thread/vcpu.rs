@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use whimbrel_disk::GuestDisk;
 use whimbrel_memory::GuestRam;
 use whimbrel_model::Nanos;
+use whimbrel_model::content::Content;
 use whimbrel_model::op::{Op, operation_key};
 use whimbrel_model::stream::{Paced, Pacing, Shape, Stream, StreamError};
 
@@ -32,6 +33,7 @@ pub(super) struct Board {
     pub(super) shape: Shape,
     pub(super) seed: u64,
     pub(super) pacing: Pacing,
+    pub(super) content: Content,
     pub(super) free: FreeMap,
     pub(super) control: Control,
 }

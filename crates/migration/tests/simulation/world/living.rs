@@ -3,7 +3,7 @@
 use super::{BLOCK_BYTES, BLOCKS, PAGES, World};
 use crate::faults::Fault;
 use crate::happening::{Happening, Lane};
-use whimbrel_migration::core::{DestinationInput, SourceInput};
+use whimbrel_migration::core::{DestinationInput, SourceInput, Told};
 use whimbrel_model::{Family, Mirroring, Page, UnitSet};
 
 impl World {
@@ -115,8 +115,9 @@ impl World {
             None => Happening::Looks { question, seen: Some(free) },
             Some(_) => {
                 let knows = self.fault != Fault::KnowsNothing;
-                let free = if knows { Ok(free) } else { Err("it was told to poison what is free".to_owned()) };
-                Happening::Source(SourceInput::Hinted { question, free })
+                let told = Told { free, backed: self.copies.clone() };
+                let told = if knows { Ok(told) } else { Err("it was told to poison what is free".to_owned()) };
+                Happening::Source(SourceInput::Hinted { question, told })
             }
         };
         self.after(ns, then);
