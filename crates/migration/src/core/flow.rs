@@ -30,8 +30,8 @@ enum Awaiting {
     Observation,
     /// A look at the log before the next stretch of a push.
     PeekToSelect,
-    /// The guest's answer to the question of that number.
-    Hints(u64),
+    /// The guest's first answer.
+    Hints,
     /// The schedule has nothing to do, or is ready: asked again at an instant.
     Instant(Nanos),
 }
@@ -69,10 +69,12 @@ pub(super) struct Flow<U: FlowUnit> {
     steps: VecDeque<Step<U>>,
     awaiting: Awaiting,
     since_peek: Option<u64>,
-    /// Units that went since the last answer; `None` before the first.
+    /// Units that went since the last question; `None` before the first.
     since_ask: Option<u64>,
     /// The guest was asked so often.
     asked: u64,
+    /// The last question, while its answer would count.
+    open_question: Option<u64>,
     jobs: Jobs,
     open: OpenRound,
     rounds: Vec<Round>,
@@ -116,6 +118,7 @@ impl<U: FlowUnit> Flow<U> {
             since_peek: None,
             since_ask: None,
             asked: 0,
+            open_question: None,
             jobs: Jobs::default(),
             open: OpenRound::default(),
             rounds: Vec::new(),
@@ -200,6 +203,7 @@ impl<U: FlowUnit> Flow<U> {
         self.queue.clear();
         self.steps.clear();
         self.awaiting = Awaiting::Nothing;
+        self.open_question = None;
         self.since_peek = None;
         (self.limit, self.offered) = (None, false);
     }
@@ -220,14 +224,15 @@ impl<U: FlowUnit> Flow<U> {
         self.queue.extend(self.unsent.extents());
     }
 
-    /// The guest has answered. What it says counts only where it is waited for: then no look at the log has come in since the
-    /// question, and all that is written to a page that it names will show in the next one.
-    /// Returns whether it counts.
+    /// The guest has answered. What it says counts only where the log was not taken since the question: then all that is written
+    /// to a page that it names will show in the next look. Returns whether it counts.
     pub(super) fn hinted(&mut self, question: u64, free: UnitSet<U>) -> bool {
         let counts = self.awaits_hints(question);
         if counts {
-            self.awaiting = Awaiting::Nothing;
-            self.since_ask = Some(0);
+            self.open_question = None;
+            if self.awaiting == Awaiting::Hints {
+                self.awaiting = Awaiting::Nothing;
+            }
             self.free = (!self.select.refers()).then_some(free);
         }
         counts
@@ -238,9 +243,9 @@ impl<U: FlowUnit> Flow<U> {
         self.select.refers()
     }
 
-    /// Whether the answer to that question is waited for.
+    /// Whether the answer to that question would count.
     pub(super) fn awaits_hints(&self, question: u64) -> bool {
-        self.awaiting == Awaiting::Hints(question)
+        self.open_question == Some(question)
     }
 
     /// The guest is paused and the log taken for the last time: what is free now is nobody's for good, and what of it the
@@ -462,7 +467,7 @@ impl<U: FlowUnit> Flow<U> {
     /// Whether the selection must know more before the next stretch of a push; then that is asked for.
     fn looks_first(&mut self, wants: &mut Vec<Want>) -> bool {
         let due = |every: Option<u64>, since: Option<u64>| every.is_some_and(|every| since.is_none_or(|n| n >= every));
-        if due(self.select.ask_every(), self.since_ask) {
+        if self.open_question.is_none() && due(self.select.ask_every(), self.since_ask) {
             self.ask_guest(wants);
         } else if due(self.select.peek_every(), self.since_peek) {
             self.awaiting = Awaiting::PeekToSelect;
@@ -471,9 +476,14 @@ impl<U: FlowUnit> Flow<U> {
         self.awaiting != Awaiting::Nothing
     }
 
+    /// The first answer is waited for: without it all would be pushed. Later ones come while pushing goes on by the last.
     fn ask_guest(&mut self, wants: &mut Vec<Want>) {
+        if self.asked == 0 {
+            self.awaiting = Awaiting::Hints;
+        }
         self.asked += 1;
-        self.awaiting = Awaiting::Hints(self.asked);
+        self.open_question = Some(self.asked);
+        self.since_ask = Some(0);
         wants.push(Want::Ask(self.asked));
     }
 
@@ -529,7 +539,10 @@ impl<U: FlowUnit> Flow<U> {
             Step::Observe(observe) => {
                 self.open.start.get_or_insert(around.now);
                 self.awaiting = Awaiting::Observation;
-                self.takes += u32::from(observe == Observe::Take);
+                if observe == Observe::Take {
+                    self.takes += 1;
+                    self.open_question = None;
+                }
                 wants.push(Want::Observe(observe));
             }
             Step::Mirror(mirroring) => wants.push(Want::Mirror(mirroring, self.unsent.extents().collect())),
