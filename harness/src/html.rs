@@ -9,7 +9,7 @@ use crate::experiment::Experiment;
 use crate::laws::number;
 use crate::row::Row;
 use crate::summary::{CellSummary, Summary};
-use charts::{Bar, Line, Strip, bars, data_link, figure, lines, strips};
+use charts::{Axis, Bar, Line, Strip, bars, data_link, figure, lines, strips};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -151,9 +151,9 @@ fn figures(summary: &Summary, rows: &[Row]) -> String {
     let mut text = String::new();
     let charted = [COLUMNS[0], COLUMNS[2], COLUMNS[4], COLUMNS[5]];
     match numeric_factor(summary) {
-        Some(factor) => {
+        Some(axis) => {
             for (heading, path, unit, scale) in charted {
-                text.push_str(&lines(heading, &factor, unit, scale, &series(summary, &factor, path)));
+                text.push_str(&lines(heading, &axis, unit, scale, &series(summary, &axis.name, path)));
             }
         }
         None => {
@@ -208,25 +208,29 @@ fn label(cell: &CellSummary) -> String {
 }
 
 /// The first varied key with at least three values that are numbers or quantities of one kind.
-fn numeric_factor(summary: &Summary) -> Option<String> {
+fn numeric_factor(summary: &Summary) -> Option<Axis> {
     let keys = summary.cells.first()?.factors.keys();
-    let numeric = |key: &&String| {
-        let mut values: Vec<f64> = summary.cells.iter().filter_map(|c| number(c.factors.get(*key)?)).collect();
-        let all = values.len() == summary.cells.len();
-        values.sort_by(f64::total_cmp);
-        values.dedup();
-        all && values.len() >= 3
+    let axis = |name: &String| {
+        let values = summary.cells.iter().map(|cell| cell.factors.get(name));
+        let ticks = values.map(|value| value.and_then(|value| Some((number(value)?, word(value)))));
+        let mut ticks: Vec<(f64, String)> = ticks.collect::<Option<_>>()?;
+        ticks.sort_by(|a, b| a.0.total_cmp(&b.0));
+        ticks.dedup_by(|a, b| a.0 == b.0);
+        (ticks.len() >= 3).then(|| Axis { name: name.clone(), ticks })
     };
-    keys.into_iter().find(numeric).cloned()
+    keys.into_iter().find_map(axis)
+}
+
+/// A factor's value as a person wrote it.
+fn word(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn series(summary: &Summary, factor: &str, path: &str) -> Vec<Line> {
     let mut lines: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for cell in &summary.cells {
         let others = cell.factors.iter().filter(|(key, _)| *key != factor);
-        let others: Vec<String> = others
-            .map(|(key, v)| format!("{key}={}", v.as_str().map_or_else(|| v.to_string(), str::to_owned)))
-            .collect();
+        let others: Vec<String> = others.map(|(key, value)| format!("{key}={}", word(value))).collect();
         let label = if others.is_empty() { "median".to_owned() } else { others.join(", ") };
         let point = cell.factors.get(factor).and_then(number).zip(cell.median(path));
         lines.entry(label).or_default().extend(point);

@@ -5,6 +5,8 @@ use std::fmt::Write;
 
 const WIDTH: f64 = 560.0;
 const ROW_HEIGHT: f64 = 22.0;
+/// Two words under an axis lie at least so far apart; what would be nearer to the last one is left out.
+const TICK_SPACE: f64 = 70.0;
 /// Colors of the style sheet, in the order in which series take them.
 const COLORS: [&str; 6] = ["--a", "--b", "--c", "--d", "--e", "--f"];
 
@@ -27,6 +29,12 @@ pub(super) struct Bar {
 pub(super) struct Line {
     pub label: String,
     pub points: Vec<(f64, f64)>,
+}
+
+/// What is varied along a line chart: its name, and its values in ascending order, with their units as a person wrote them.
+pub(super) struct Axis {
+    pub name: String,
+    pub ticks: Vec<(f64, String)>,
 }
 
 /// All values of a metric by cell, on one axis that holds zero.
@@ -89,10 +97,11 @@ pub(super) fn bars(title: &str, unit: &str, scale: f64, series: &[&str], rows: &
 }
 
 /// A metric over a varied quantity.
-pub(super) fn lines(title: &str, x_name: &str, unit: &str, scale: f64, lines: &[Line]) -> String {
+pub(super) fn lines(title: &str, axis: &Axis, unit: &str, scale: f64, lines: &[Line]) -> String {
     let points = || lines.iter().flat_map(|l| &l.points);
     let most = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
-    let (most_x, most_y) = (most(&mut points().map(|p| p.0)), most(&mut points().map(|p| p.1)));
+    let across = axis.ticks.iter().map(|tick| tick.0);
+    let (most_x, most_y) = (most(&mut points().map(|p| p.0).chain(across)), most(&mut points().map(|p| p.1)));
     let (height, left, bottom) = (220.0, 54.0, 24.0);
     let place = |(px, py): (f64, f64)| {
         let share = |v: f64, of: f64| if of > 0.0 { v / of } else { 0.0 };
@@ -117,17 +126,25 @@ pub(super) fn lines(title: &str, x_name: &str, unit: &str, scale: f64, lines: &[
     let _ = write!(
         marks,
         "<path d='M{left} 10V{base}H{right}' fill='none' stroke='var(--line)'/>\
-         <text x='{x}' y='18' text-anchor='end'>{top}</text><text x='{x}' y='{base}' text-anchor='end'>0</text>\
-         <text x='{right}' y='{y}' text-anchor='end'>{end}</text>",
+         <text x='{x}' y='18' text-anchor='end'>{top}</text><text x='{x}' y='{base}' text-anchor='end'>0</text>",
         x = left - 6.0,
-        y = height - 8.0,
         top = figure(most_y / scale),
-        end = figure(most_x),
     );
+    let mut taken = f64::INFINITY;
+    for (value, word) in axis.ticks.iter().rev() {
+        let (x, _) = place((*value, 0.0));
+        if taken - x >= TICK_SPACE {
+            let (y, word) = (height - 8.0, escape(word));
+            let _ = write!(marks, "<path d='M{x:.1} {base}v4' stroke='var(--line)'/>");
+            let anchor = if x > right - TICK_SPACE / 2.0 { "end" } else { "middle" };
+            let _ = write!(marks, "<text x='{x:.1}' y='{y}' text-anchor='{anchor}'>{word}</text>");
+            taken = x;
+        }
+    }
     let svg = format!("<svg width='{WIDTH}' height='{height}' role='img'>{marks}</svg>");
     let names: Vec<&str> = lines.iter().map(|l| l.label.as_str()).collect();
     let key = if lines.len() > 1 { key(&names) } else { String::new() };
-    frame(title, &format!("{unit} (median) over {x_name}."), &key, &svg, &data)
+    frame(title, &format!("{unit} (median) over {}.", axis.name), &key, &svg, &data)
 }
 
 fn chart_row(label: &str, marks: &str, shown: &str) -> String {
@@ -191,8 +208,23 @@ mod tests {
         assert!(text.contains("&lt;a&gt;") && !text.contains("NaN") && !text.contains("inf"), "{text}");
         let text = bars("t", "ms", 1e6, &["x"], &[Bar { label: "a".into(), parts: vec![None] }]);
         assert!(!text.contains("NaN"), "{text}");
-        let text = lines("t", "x", "ms", 1e6, &[Line { label: "a".into(), points: vec![(0.0, 0.0)] }]);
-        assert!(!text.contains("NaN"), "{text}");
+        let axis = Axis { name: "x".into(), ticks: vec![(0.0, "0 <ms>".into())] };
+        let text = lines("t", &axis, "ms", 1e6, &[Line { label: "a".into(), points: vec![(0.0, 0.0)] }]);
+        assert!(text.contains("0 &lt;ms&gt;") && !text.contains("NaN"), "{text}");
+    }
+
+    #[test]
+    fn what_is_varied_is_told_in_its_own_words_where_there_is_room() {
+        let ticks = [(1.0, "1 MiB/s"), (2.0, "2 MiB/s"), (100.0, "100 MiB/s"), (200.0, "200 MiB/s")];
+        let ticks: Vec<(f64, String)> = ticks.into_iter().map(|(x, word)| (x, word.to_owned())).collect();
+        let points = ticks.iter().map(|(x, _)| (*x, *x)).collect();
+        let axis = Axis { name: "link.rate".into(), ticks };
+        let text = lines("t", &axis, "ms", 1.0, &[Line { label: "a".into(), points }]);
+        for (word, is_shown) in
+            [(">1 MiB/s<", false), (">2 MiB/s<", true), (">100 MiB/s<", true), (">200 MiB/s<", true)]
+        {
+            assert_eq!(text.contains(word), is_shown, "{word}: {text}");
+        }
     }
 
     #[test]

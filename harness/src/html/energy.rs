@@ -1,6 +1,6 @@
 //! What of the report is energy: a table a cell, and the laws that were fitted, with their curves.
 
-use super::charts::{Line, figure, lines};
+use super::charts::{Axis, Line, figure, lines};
 use super::{escape, spread};
 use crate::laws::{self, Fitted};
 use crate::row::Row;
@@ -42,7 +42,9 @@ pub(super) fn section(summary: &Summary, rows: &[Row]) -> String {
         if let (Some(over), Some([had, by_law])) = (law.over, law.lines()) {
             let title = format!("Energy overhead {} ({word})", law.range());
             let label = |label: &str, points| Line { label: label.to_owned(), points };
-            text.push_str(&lines(&title, over, "J", 1.0, &[label("had", had), label(law.law, by_law)]));
+            let most = had.iter().map(|(x, _)| *x).fold(0.0, f64::max);
+            let axis = Axis { name: over.to_owned(), ticks: vec![(most, figure(most))] };
+            text.push_str(&lines(&title, &axis, "J", 1.0, &[label("had", had), label(law.law, by_law)]));
         }
     }
     text

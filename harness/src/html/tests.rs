@@ -26,6 +26,7 @@ fn a_varied_quantity_is_an_axis() {
     let sweep = "[guest]\nram = \"16 MiB\"\n[vary]\n\"link.rate\" = [\"10 MiB/s\", \"20 MiB/s\", \"40 MiB/s\"]";
     let with_rows = page(sweep, &|e| e.cells.iter().map(|c| Row::new(e, c, 0, &Trip::default())).collect());
     assert!(with_rows.contains("over link.rate") && with_rows.contains("<polyline"));
+    assert!(with_rows.contains(">20 MiB/s</text>") && with_rows.contains(">40 MiB/s</text>"));
     let few = page("[guest]\nram = \"16 MiB\"\n[vary]\n\"guest.vcpus\" = [1, 2]", &|_| Vec::new());
     assert!(!few.contains("<polyline"));
     assert!(few.contains("there are no rows"));
