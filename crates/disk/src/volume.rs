@@ -282,15 +282,6 @@ impl Volume {
         self.image.read(extent.start * self.block_bytes, buffer)
     }
 
-    /// Fills `buffer` with what lies in the image from byte `offset` on: as [`Volume::read_blocks`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn read_bytes(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.covering(offset, buffer.len() as u64)?;
-        self.image.read(offset, buffer)
-    }
-
     /// The runs of blocks within `extent` that may hold something else than zeroes; the rest is holes, and need only be
     /// told to be zero. A file system that knows no holes calls all of it data.
     ///
@@ -400,8 +391,11 @@ impl Volume {
         !self.pulling.load(SeqCst) && self.image.is_cached(offset, length)
     }
 
-    /// The image as it is, missing blocks or not: the host's access.
-    pub(crate) fn read_image(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    /// Fills `buffer` with the image as it is, missing blocks or not: the host's access.
+    ///
+    /// # Errors
+    /// What is to be read lies beyond the disk, or the host's I/O failed.
+    pub fn read_image(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.covering(offset, buffer.len() as u64)?;
         self.image.read(offset, buffer)
     }

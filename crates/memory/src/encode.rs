@@ -83,11 +83,6 @@ pub trait Encode: Send {
         let _ = (page, content);
     }
 
-    /// Told that nothing is known any more of what the other end holds of a page.
-    fn forget_page(&mut self, page: u64) {
-        let _ = page;
-    }
-
     /// Told that nothing is known any more of what the other end holds.
     fn forget(&mut self) {}
 }

@@ -77,11 +77,6 @@ impl EncodeChain {
         }
     }
 
-    /// Forgets what the other end holds of a page: it went as a name, and what that stands for there is not known here.
-    pub fn forget_page(&mut self, page: u64) {
-        self.members.iter_mut().for_each(|member| member.forget_page(page));
-    }
-
     /// Forgets what the other end holds: the next version of each page goes without reference to an earlier one.
     pub fn forget(&mut self) {
         self.members.iter_mut().for_each(|member| member.forget());

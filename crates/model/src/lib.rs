@@ -2,7 +2,8 @@
 //!
 //! Everything that two rooms say to each other is defined here, so that `memory` and `disk`, which don't know each
 //! other, speak the same language, and `migration` can drive both. Reading order: [`units`] and [`quantity`] (numbers
-//! and how a person writes them), [`set`] and [`counts`] (pages and blocks), [`backed`] (which pages are blocks), [`op`], [`stream`] and [`content`] (what a guest does and
+//! and how a person writes them), [`set`] and [`counts`] (pages and blocks), [`backed`] (which pages are blocks),
+//! [`op`], [`stream`] and [`content`] (what a guest does and
 //! what it holds), [`registry`] (how a pluggable family describes its members), [`strategy`] (what a schedule sees and
 //! answers), [`phase`] and [`event`] (what is recorded).
 

@@ -7,6 +7,7 @@ use super::tree::{Mistake, Node};
 use crate::families::{self, CoordinatorChoice, DiskChoice, MemoryChoice, WorkloadChoice};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use whimbrel_disk::BuildContext as DiskContext;
 use whimbrel_machine::{Brought, OwnMove};
 use whimbrel_migration::commands::Software;
 use whimbrel_model::content::UNIT_BYTES;
@@ -140,6 +141,10 @@ impl Setting {
             );
         }
         let disk = guest.disk.filter(|_| own.is_none()).map(|_| disk);
+        if memory.refers() && disk.as_ref().is_some_and(|disk| !may_be_named(disk, &guest)) {
+            let why = "nothing goes by the names of blocks that are mirrored, or that stay where they are; write \"all\", or another disk strategy";
+            return Err(of_memory.mistake("select", why));
+        }
         let of_coordinator = Fields::table(origin, "coordinator", tree)?;
         if own.is_some() && !of_coordinator.plain().is_empty() {
             return Err(
@@ -271,6 +276,13 @@ fn read_coordinator(fields: &Fields<'_>, guest: &Guest, link: &Link) -> Result<C
 }
 
 /// The workload, or what the guest's user brought in its place.
+/// Whether pages can go by the names of a disk's blocks: what is mirrored shows in no log of writes, and what remains is not there.
+fn may_be_named(disk: &DiskChoice, guest: &Guest) -> bool {
+    let blocks = guest.disk.map_or(0, |size| size.0 / guest.block_size.0);
+    let needs = disk.needs(&DiskContext { blocks, block_bytes: guest.block_size.0, seed: 0 });
+    !needs.mirror && !needs.remains
+}
+
 fn read_software(of_workload: &Fields<'_>, guest: &Guest) -> Result<Software, Mistake> {
     let given = of_workload.plain();
     let Some(brought) = &guest.brought else {

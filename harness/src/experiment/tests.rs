@@ -263,6 +263,24 @@ fn what_would_do_nothing_without_a_disk_is_refused() {
 }
 
 #[test]
+fn pages_that_could_never_go_by_name_are_refused() {
+    let disk = "[guest]\ndisk = \"8 MiB\"\nfilled = \"8 MiB\"\n[memory]\npreset = \"jo2013\"\n";
+    let mirrored = format!("{disk}[disk]\npreset = \"mirror\"");
+    let shared = format!("{disk}[disk]\npreset = \"shared\"");
+    for (text, parts) in [
+        ("[memory]\npreset = \"jo2013\"", ["memory.select", "guest.disk"]),
+        (&mirrored, ["memory.select", "mirrored"]),
+        (&shared, ["memory.select", "stay where they are"]),
+        ("[workload]\ncontent = { cached = 0.5, zero = 0.5 }", ["workload.content", "guest.filled"]),
+        ("[memory]\nschedule = \"post-copy\"\nselect = \"disk-backed\"", ["select", "would do nothing"]),
+    ] {
+        let message = read(text).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| message.contains(part)), "{text}: {message}");
+    }
+    read(&format!("{disk}[disk]\npreset = \"luo2008\"")).unwrap();
+}
+
+#[test]
 fn trials_have_seeds_of_their_own_that_json_keeps() {
     let experiment = read("seed = 7").unwrap();
     assert_eq!(experiment.trial_seed(0), 7);

@@ -71,13 +71,6 @@ impl Encode for Delta {
         version.content.copy_from_slice(content);
     }
 
-    fn forget_page(&mut self, page: u64) {
-        let place = page % self.places;
-        if self.held.get(&place).is_some_and(|version| version.page == page) {
-            self.held.remove(&place);
-        }
-    }
-
     fn forget(&mut self) {
         self.held.clear();
     }

@@ -5,7 +5,7 @@ use whimbrel_model::{Entry, Extent};
 
 pub(super) const ENTRY: Entry<MakeSelect> = Entry {
     name: "disk-backed",
-    summary: "sends pages that are copies of disk blocks by name, where the destination has these; the guest is asked once",
+    summary: "sends pages that are copies of disk blocks by name, where the destination has these: by guest.base = shared, an earlier trip, or coordinator disk-first",
     parameters: &[],
     source: "Jo et al., VEE 2013",
     build: |_| Ok(Box::new(DiskBacked)),

@@ -4,7 +4,7 @@
 //!
 //! | what happens | what follows |
 //! |---|---|
-//! | the guest calls a page a copy of blocks | it may go by name once the destination has these and nothing of them is on its way; the driver compares first |
+//! | the guest calls a page a copy of blocks | it may go by name once the destination has these, none on its way; the driver compares |
 //! | a log shows a write to the page | it is no copy any more |
 //! | a log shows a write to one of the blocks | it is none either; and if it went by name, it goes again, by content |
 //!
@@ -32,7 +32,7 @@ impl BackedPages {
         let fits = |run: &Backed| {
             let lies_in_ram = run.pages.start.checked_add(run.pages.count).is_some_and(|end| end <= pages);
             let lies_on_disk = run.end_bytes().is_some_and(|end| end <= blocks * block_bytes);
-            lies_in_ram && lies_on_disk && run.offset_bytes.is_multiple_of(PAGE_BYTES)
+            run.pages.count > 0 && lies_in_ram && lies_on_disk && run.offset_bytes.is_multiple_of(PAGE_BYTES)
         };
         runs.retain(fits);
         runs.sort_by_key(|run| run.pages.start);
@@ -78,6 +78,11 @@ impl BackedPages {
             return stale;
         }
         for run in &self.runs {
+            let (first, last) = (run.offset_bytes, run.offset_bytes + (run.pages.count - 1) * PAGE_BYTES);
+            let (start, end) = (self.blocks(first).start, self.blocks(last).end());
+            if written.count_in(Extent { start, count: end - start }) == 0 {
+                continue;
+            }
             for page in run.pages.indices().filter(|page| self.copies.contains(*page)) {
                 let place = run.offset_bytes + (page - run.pages.start) * PAGE_BYTES;
                 if written.count_in(self.blocks(place)) > 0 {

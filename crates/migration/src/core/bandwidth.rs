@@ -12,6 +12,10 @@ pub(super) struct Bandwidth {
     busy_ns: u64,
     outstanding: u64,
     since: Nanos,
+    /// Sends on their way of which pages go by name, and how many others went on beside such a one: neither says anything of the
+    /// link.
+    named: u64,
+    spoiled: u64,
 }
 
 impl Bandwidth {
@@ -21,13 +25,30 @@ impl Bandwidth {
             self.since = now;
         }
         self.outstanding += 1;
+        self.spoiled += u64::from(self.named > 0);
+    }
+
+    /// A send begins of which pages go by name: it takes time that the link doesn't take.
+    pub(super) fn begin_named(&mut self) {
+        self.named += 1;
+        self.spoiled = self.outstanding;
+    }
+
+    /// Such a send has ended.
+    pub(super) fn end_named(&mut self) {
+        self.named = self.named.saturating_sub(1);
     }
 
     /// A send has ended.
     pub(super) fn end(&mut self, now: Nanos, bytes: u64) {
-        self.busy_ns += now.since(self.since).0;
+        let busy_ns = now.since(self.since).0;
         self.since = now;
         self.outstanding = self.outstanding.saturating_sub(1);
+        if self.spoiled > 0 {
+            self.spoiled -= 1;
+            return;
+        }
+        self.busy_ns += busy_ns;
         self.bytes += bytes;
         if self.bytes > WINDOW_BYTES {
             self.bytes /= 2;
@@ -54,6 +75,21 @@ mod tests {
         b.end(Nanos(1_000_000), 1000);
         b.end(Nanos(1_000_000), 1000);
         assert_eq!(b.rate(), Some(ByteRate(2e6)));
+    }
+
+    #[test]
+    fn what_goes_beside_names_does_not_count() {
+        let mut b = Bandwidth::default();
+        b.begin(Nanos(0));
+        b.begin_named();
+        b.begin(Nanos(10));
+        b.end(Nanos(1_000_000), 1000);
+        b.end_named();
+        b.end(Nanos(2_000_000), 1000);
+        assert_eq!(b.rate(), None);
+        b.begin(Nanos(3_000_000));
+        b.end(Nanos(4_000_000), 1000);
+        assert_eq!(b.rate(), Some(ByteRate(1e6)));
     }
 
     #[test]

@@ -310,9 +310,14 @@ impl<U: FlowUnit> Flow<U> {
         (!runs.is_empty()).then(|| (self.jobs.open(&runs, runs.len() as u64), runs))
     }
 
-    /// Of a job that is on its way, no more units than this go by content.
-    pub(super) fn holds_content(&mut self, job: u64, most_units: u64) {
-        self.jobs.holds_content(job, most_units);
+    /// Of a job that is on its way some units go by name, and no more than this by content.
+    pub(super) fn go_by_name(&mut self, job: u64, by_content: u64) {
+        self.jobs.go_by_name(job, by_content);
+    }
+
+    /// Whether units of a job that is on its way go by name.
+    pub(super) fn is_named(&self, job: u64) -> bool {
+        self.jobs.is_named(job)
     }
 
     /// The destination has these units, but for what was written since the last look at the log.

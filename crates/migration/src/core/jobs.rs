@@ -9,6 +9,8 @@ struct Job {
     units: Vec<Extent>,
     /// Units that hold content, as far as is known.
     content_units: u64,
+    /// Some of its units go by name.
+    named: bool,
 }
 
 /// The jobs that are on their way.
@@ -32,7 +34,7 @@ impl Jobs {
         let number = self.next;
         self.next += 1;
         let units = runs.iter().map(|run| run.extent).collect();
-        self.jobs.push(Job { number, units, content_units });
+        self.jobs.push(Job { number, units, content_units, named: false });
         number
     }
 
@@ -41,10 +43,16 @@ impl Jobs {
         self.jobs.retain(|job| job.number != number);
     }
 
-    /// No more of its units than this go by content.
-    pub(super) fn holds_content(&mut self, number: u64, most_units: u64) {
-        let job = self.jobs.iter_mut().filter(|job| job.number == number);
-        job.for_each(|job| job.content_units = job.content_units.min(most_units));
+    /// Some of its units go by name, and no more than this by content.
+    pub(super) fn go_by_name(&mut self, number: u64, by_content: u64) {
+        for job in self.jobs.iter_mut().filter(|job| job.number == number) {
+            job.content_units = job.content_units.min(by_content);
+            job.named = true;
+        }
+    }
+
+    pub(super) fn is_named(&self, number: u64) -> bool {
+        self.jobs.iter().any(|job| job.number == number && job.named)
     }
 
     pub(super) fn has_content(&self, number: u64) -> bool {

@@ -244,7 +244,9 @@ impl SourceCore {
             Family::Memory => self.memory.has_content(job),
             Family::Disk => self.disk.as_ref().is_some_and(|d| d.has_content(job)),
         };
-        if has_content {
+        if family == Family::Memory && self.memory.is_named(job) {
+            self.bandwidth.end_named();
+        } else if has_content {
             self.bandwidth.end(now, sent.bytes());
         }
         let demanded = family == Family::Memory && self.demanded_jobs.contains(&job);
@@ -408,12 +410,13 @@ impl SourceCore {
         let share = turn.share.zip(self.limits.link).map(|(share, link)| link.0 * share);
         for want in wants {
             match want {
-                Want::Send { job, mut runs, limit, mut content, offered } => {
+                Want::Send { job, mut runs, limit, content, offered } => {
                     if family == Family::Memory {
                         runs = self.name(job, runs);
-                        content &= self.memory.has_content(job);
                     }
-                    if content {
+                    if family == Family::Memory && self.memory.is_named(job) {
+                        self.bandwidth.begin_named();
+                    } else if content {
                         self.bandwidth.begin(now);
                     }
                     let least = limit.map(|l| l.0).into_iter().chain(share).reduce(f64::min);

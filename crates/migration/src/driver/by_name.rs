@@ -23,7 +23,7 @@ pub(super) fn seen(ram: &GuestRam, volume: &Volume, runs: &[Run]) -> Result<(Vec
         for (at, page) in (0..).zip(run.extent.indices()) {
             let place = place + at * PAGE_BYTES;
             ram.read_page(page, &mut in_memory);
-            volume.read_bytes(place, &mut on_disk)?;
+            volume.read_image(place, &mut on_disk)?;
             let (list, place) = if in_memory == on_disk { (&mut named, Some(place)) } else { (&mut others, None) };
             match list.last_mut() {
                 Some(last) if last.goes_on(page, run.again, place) => last.extent.count += 1,
@@ -37,17 +37,18 @@ pub(super) fn seen(ram: &GuestRam, volume: &Volume, runs: &[Run]) -> Result<(Vec
 /// Takes up pages from the disk here.
 ///
 /// # Errors
-/// There is no such place on it, or no disk at all: the other side broke the protocol.
+/// There is no such place on it, or no disk at all, or the guest may have written to it: the other side broke the protocol.
 pub(super) fn take_up(ram: &GuestRam, volume: Option<&Arc<Volume>>, named: Backed) -> Result<(), DriverError> {
     let size_bytes = volume.map_or(0, |volume| volume.blocks() * volume.block_bytes());
-    let (Some(volume), true) = (volume, named.end_bytes().is_some_and(|end| end <= size_bytes)) else {
+    let is_a_page = named.offset_bytes.is_multiple_of(PAGE_BYTES);
+    let (Some(volume), true) = (volume, is_a_page && named.end_bytes().is_some_and(|end| end <= size_bytes)) else {
         return Err(DriverError::Protocol(format!(
             "pages are to be taken from {named:?} of a disk of {size_bytes} bytes"
         )));
     };
     let mut content = [0; PAGE_BYTES as usize];
     for (at, page) in (0..).zip(named.pages.indices()) {
-        volume.read_bytes(named.offset_bytes + at * PAGE_BYTES, &mut content)?;
+        volume.read_image(named.offset_bytes + at * PAGE_BYTES, &mut content)?;
         ram.write_page(page, &content);
     }
     Ok(())

@@ -87,8 +87,8 @@ pub fn run_destination(parts: DestinationParts) -> Result<Arrived, DriverError> 
     let pages = machine.ram().pages();
     let sever = [push.severer(), demand.severer()];
     let wants = Arc::clone(&demand);
-    for stream in [push, demand] {
-        let volume = volume.clone().filter(|_| !remains);
+    let named = volume.clone().filter(|_| !remains);
+    for (stream, volume) in [(push, named), (demand, None)] {
         let lane = LaneReceiver { ram: Arc::clone(machine.ram()), volume, stream, missing: Arc::clone(&missing) };
         let (inputs, recorder) = (inputs.clone(), recorder.clone());
         spawn(&inputs.clone(), move || lane.run(&|arrival| hear_arrival(arrival, &inputs, &recorder)));

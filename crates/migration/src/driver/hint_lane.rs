@@ -1,5 +1,6 @@
-//! The lane by which the guest is asked what it knows of its pages, which are free and which are copies of disk blocks: it may take its time, and nobody else waits for it. It ends
-//! with the move, answered or not: a guest that is paused answers nothing.
+//! The lane by which the guest is asked what it knows of its pages, which are free and which are copies of disk blocks: it
+//! may take its time, and nobody else waits for it. It ends with the move, answered or not: a guest that is paused answers
+//! nothing.
 
 use crate::core::{SourceInput, Told};
 use crate::driver::{DriverError, in_words};

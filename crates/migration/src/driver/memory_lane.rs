@@ -94,14 +94,14 @@ impl LaneSender {
         if self.encode.live() { self.send_live(runs, demanded) } else { self.send_copies(runs, demanded) }
     }
 
-    fn send_names(&mut self, named: &[Run]) -> Result<Sent, DriverError> {
+    /// A page that goes so has not gone by content before, for it would have been written since: no encoding has a version of it.
+    fn send_names(&self, named: &[Run]) -> Result<Sent, DriverError> {
         let mut sent = Sent::default();
         let mut gathered = Vec::new();
         for run in named {
             let Some(place) = run.place else { continue };
             gathered.extend_from_slice(&Frame::Reference { pages: run.extent }.encode());
             gathered.extend_from_slice(&place.to_be_bytes());
-            run.extent.indices().for_each(|page| self.encode.forget_page(page));
             account(&mut sent, run.again, run.extent.count, PLACE_BYTES as u64);
             sent.reference_units += run.extent.count;
             sent.reference_bytes += PLACE_BYTES as u64;
@@ -255,7 +255,7 @@ pub(super) enum Arrival {
 /// The receiving end of a lane.
 pub(super) struct LaneReceiver {
     pub(super) ram: Arc<GuestRam>,
-    /// The disk from which pages that come by name are taken.
+    /// The disk from which pages that come by name are taken; `None`: by this lane none may.
     pub(super) volume: Option<Arc<Volume>>,
     pub(super) stream: Arc<LinkStream>,
     /// Set once the guest is about to run with pages missing.
@@ -300,8 +300,9 @@ impl LaneReceiver {
                     let mut place = [0; PLACE_BYTES];
                     (&*self.stream).read_exact(&mut place)?;
                     let named = Backed { pages, offset_bytes: u64::from_be_bytes(place) };
-                    by_name::take_up(&self.ram, self.volume.as_ref(), named)?;
-                    self.complete(pages, false, arrived)?;
+                    // The guest that is about to run here writes to the disk.
+                    let volume = self.volume.as_ref().filter(|_| self.missing.get().is_none());
+                    by_name::take_up(&self.ram, volume, named)?;
                 }
                 Frame::Barrier { .. } => arrived(Arrival::Barrier),
                 Frame::End => return Ok(()),

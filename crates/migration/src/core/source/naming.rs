@@ -40,8 +40,10 @@ impl SourceCore {
             return runs;
         };
         let runs = backed.name(runs, |blocks| disk.has_arrived(blocks));
-        let by_content = runs.iter().filter(|run| run.place.is_none());
-        self.memory.holds_content(job, by_content.map(|run| run.extent.count).sum());
+        if runs.iter().any(|run| run.place.is_some()) {
+            let by_content = runs.iter().filter(|run| run.place.is_none());
+            self.memory.go_by_name(job, by_content.map(|run| run.extent.count).sum());
+        }
         runs
     }
 }
