@@ -1,5 +1,6 @@
 //! The least that an NBD server can do for a read: it takes the requests that are there, and answers all of them at once with
-//! the same bytes. No file, no checks. What a client gets from it is what the client can do.
+//! the same bytes. No file, no checks. What a client gets from it is about what the client can do: no bound, for others may
+//! suit how it waits better.
 //!
 //! Its replies are structured ones where the client asks for these, as every other server's here are: a read takes the
 //! client more calls so.

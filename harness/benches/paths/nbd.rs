@@ -321,7 +321,7 @@ fn enter(tally: &mut Tally, job: Job, servers: &[Server], measured: &[Vec<Measur
         let pairs_with = |one: usize| between(&measured[one], &measured[bare]);
         let (name, limit) = (format!("{title} / a bare server"), Limit::Least(OF_THE_BARE));
         tally.enter(&Figure { name: &name, unit: "MB/s", pairs: &pairs_with(0), limit });
-        // What any server could have, with this client.
+        // About what a server could have, with this client.
         for rival in rivals(servers) {
             let pairs: Vec<(f64, f64)> = pairs_with(rival).into_iter().map(|(theirs, most)| (most, theirs)).collect();
             let ratio = median(&pairs.iter().map(|(most, theirs)| most / theirs).collect::<Vec<_>>());
