@@ -416,7 +416,7 @@ impl Volume {
         self.dirty.mark(extent);
         if let Some(mirror) = self.mirror() {
             // It began while this write was on its way. One that begins only now finds the mark.
-            mirror.uncopy(extent);
+            mirror.uncopy_unclaimed(extent);
             self.dirty.mark(extent);
         }
         self.fresh.mark(extent);

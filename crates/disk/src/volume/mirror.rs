@@ -119,9 +119,17 @@ impl Mirror {
         runs
     }
 
-    /// The guest wrote these blocks without the mirror: they are to be pushed (again).
-    pub(super) fn uncopy(&self, extent: Extent) {
+    /// These blocks, on which the caller has a claim or nobody can have one, are to be pushed (again).
+    fn uncopy(&self, extent: Extent) {
         self.copied.clear(extent);
+    }
+
+    /// A write that knew of no mirror has changed these blocks. A push that is under way may have read them before: it ends first,
+    /// or what it then says of them would stand.
+    pub(super) fn uncopy_unclaimed(&self, extent: Extent) {
+        self.claim(extent);
+        self.uncopy(extent);
+        self.release(extent);
     }
 
     /// A guest's write that touches `extent`: here first, then at the other host.
@@ -204,5 +212,40 @@ impl Volume {
             return None;
         }
         self.mirror.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Deaf;
+
+    impl MirrorSink for Deaf {
+        fn store(&self, _: Extent, _: &[u8], _: bool) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_write_on_its_way_has_changed_is_not_copied_by_the_push_that_read_it_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = Volume::create(folder.path().join("disk.raw"), 16 * 4096, 4096).unwrap();
+        let blocks = Extent { start: 3, count: 4 };
+        volume.begin_mirror(Mirroring::All, &UnitSet::full(16), Arc::new(Deaf));
+        let push = volume.begin_push(Extent { start: 0, count: 8 }).unwrap();
+        std::thread::scope(|scope| {
+            // The end of a write that began before there was a mirror.
+            let late = scope.spawn(|| volume.mark(blocks));
+            // It must wait for the push. If it didn't, it would be over by one of these looks, most likely.
+            let over = (0..1000).any(|_| {
+                std::thread::yield_now();
+                late.is_finished()
+            });
+            assert!(!over, "it has not waited");
+            push.done();
+        });
+        let again = volume.begin_push(Extent { start: 0, count: 8 }).unwrap();
+        assert_eq!(again.uncopied(), [blocks]);
     }
 }
