@@ -128,8 +128,8 @@ impl Mirror {
     /// or what it then says of them would stand.
     pub(super) fn uncopy_unclaimed(&self, extent: Extent) {
         self.claim(extent);
+        let _claim = Claim { mirror: self, extent };
         self.uncopy(extent);
-        self.release(extent);
     }
 
     /// A guest's write that touches `extent`: here first, then at the other host.

@@ -61,8 +61,6 @@ pub(super) struct Flow<U: FlowUnit> {
     /// Units that are never sent: they were free when the guest was paused.
     left_out: UnitSet<U>,
     queue: Queue,
-    /// What is pushed goes on where the guest asked last.
-    follows: bool,
     limit: Option<ByteRate>,
     /// What is queued goes by its digests first.
     offered: bool,
@@ -97,7 +95,7 @@ impl<U: FlowUnit> Flow<U> {
         schedule: Box<dyn Schedule<U>>,
         select: Box<dyn Select>,
     ) -> Self {
-        let (len, follows) = (missing.len(), schedule.needs().follows);
+        let len = missing.len();
         Flow {
             unit_bytes,
             schedule,
@@ -110,7 +108,6 @@ impl<U: FlowUnit> Flow<U> {
             free: None,
             left_out: UnitSet::empty(len),
             queue: Queue::default(),
-            follows,
             limit: None,
             offered: false,
             steps: VecDeque::new(),
@@ -304,7 +301,7 @@ impl<U: FlowUnit> Flow<U> {
                 runs.push(Run { extent: Extent { start: unit, count: 1 }, again, place: None });
             }
         }
-        if let Some(last) = units.last().filter(|_| self.follows) {
+        if let Some(last) = units.last().filter(|_| self.needs().follows) {
             self.queue.turn_to(last + 1, self.unsent.len());
         }
         (!runs.is_empty()).then(|| (self.jobs.open(&runs, runs.len() as u64), runs))
