@@ -14,6 +14,10 @@
 //! at after `w` too: a write that finds it unarmed was stored before it was armed, and so before the first push read
 //! anything. A write that fails marks as well, for part of it may be in the image.
 //!
+//! What was written since the guest came is marked first, and whether the bitmap is armed is looked at after that. So where
+//! not everything is pushed, but only what is fresh, a write that finds the bitmap unarmed is in what is fresh, if that is
+//! looked at once the bitmap is armed.
+//!
 //! # Visits
 //!
 //! A volume outlives the guest's stay: the image stays when the guest leaves, and when it returns only what it wrote
@@ -22,7 +26,7 @@
 //! | host        | call                                                   | when                                        |
 //! |-------------|--------------------------------------------------------|---------------------------------------------|
 //! | destination | [`begin_receive`](Volume::begin_receive)               | setup; the image of an earlier visit is kept |
-//! | source      | [`arm`](Volume::arm), then [`fresh`](Volume::fresh)    | setup: what the other host lacks; a write between the two is in both |
+//! | source      | [`arm`](Volume::arm), then [`fresh`](Volume::fresh)    | setup: what the other host lacks; a write between the two is in one of them at least |
 //! | source      | [`take`](Volume::take), [`read_blocks`](Volume::read_blocks) | each round of push                    |
 //! | destination | [`arrive`](Volume::arrive)                             | each block that comes, pushed or fetched    |
 //! | source      | [`drain`](Volume::drain), `take`, [`disarm`](Volume::disarm) | the guest is paused                   |
@@ -315,9 +319,15 @@ impl Volume {
         let _request = self.in_flight.enter();
         let _intent = self.kept.as_ref().map(|kept| kept.intend(extent)).transpose()?;
         if let Some(mirror) = self.mirror() {
-            let result = mirror.write(&self.image, offset, content, extent, &self.dirty);
+            // Before the mirror may mark it as written: the module's comment says why. It is not written yet, but a look at
+            // what is fresh that comes before it is written belongs to another attempt, and then it is marked once more below.
             self.fresh.mark(extent);
-            self.counters.count(extent);
+            let result = mirror.write(&self.image, offset, content, extent, &self.dirty);
+            match self.mirror() {
+                Some(now) if Arc::ptr_eq(&now, &mirror) => self.counters.count(extent),
+                // Its attempt ended meanwhile. Of one that followed this mirror knows nothing.
+                _ => self.mark(extent),
+            }
             return result;
         }
         let detour = self.detour();
@@ -413,13 +423,13 @@ impl Volume {
 
     /// Marks what a guest's write touched, once it is in the image; the module's comment says why then.
     fn mark(&self, extent: Extent) {
+        self.fresh.mark(extent);
         self.dirty.mark(extent);
         if let Some(mirror) = self.mirror() {
             // It began while this write was on its way. One that begins only now finds the mark.
             mirror.uncopy_unclaimed(extent);
             self.dirty.mark(extent);
         }
-        self.fresh.mark(extent);
         self.counters.count(extent);
     }
 

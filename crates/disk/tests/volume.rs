@@ -238,3 +238,39 @@ fn nothing_is_done_beyond_the_end() {
     assert!(volume.take().is_empty());
     assert!(image(&volume).iter().all(|byte| *byte == 0));
 }
+
+#[test]
+fn a_write_while_a_volume_is_armed_is_fresh_or_taken() {
+    const WRITERS: u64 = 16;
+    const EACH: u64 = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.raw");
+    let volume = Volume::create(path, WRITERS * EACH * BLOCK_BYTES, BLOCK_BYTES).unwrap();
+    let mut rng = Rng::new(1);
+    for round in 0..600 {
+        volume.disarm();
+        volume.begin_visit();
+        let written = AtomicU64::new(0);
+        let fresh = std::thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let (volume, written) = (&volume, &written);
+                scope.spawn(move || {
+                    for block in writer * EACH..(writer + 1) * EACH {
+                        volume.write(block * BLOCK_BYTES, &[7; 512]).unwrap();
+                        written.fetch_add(1, SeqCst);
+                    }
+                });
+            }
+            let some = rng.below(WRITERS * EACH);
+            while written.load(SeqCst) < some {
+                std::thread::yield_now();
+            }
+            volume.arm();
+            volume.fresh()
+        });
+        volume.drain();
+        let mut told = volume.take();
+        told.union(&fresh);
+        assert_eq!(told.count(), WRITERS * EACH, "in round {round}");
+    }
+}

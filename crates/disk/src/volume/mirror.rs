@@ -227,6 +227,41 @@ mod tests {
         }
     }
 
+    struct Gone;
+
+    impl MirrorSink for Gone {
+        fn store(&self, _: Extent, _: &[u8], _: bool) -> io::Result<()> {
+            Err(io::ErrorKind::NotConnected.into())
+        }
+    }
+
+    #[test]
+    fn a_write_that_outlives_its_attempt_is_pushed_in_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = Volume::create(folder.path().join("disk.raw"), 16 * 4096, 4096).unwrap();
+        let (block, all) = (Extent { start: 3, count: 1 }, Extent { start: 0, count: 16 });
+        volume.arm();
+        volume.begin_mirror(Mirroring::All, &UnitSet::full(16), Arc::new(Gone));
+        let first = volume.mirror().unwrap();
+        let of_the_first = volume.begin_push(block).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| volume.guest_write(3 * 4096, Content::Data(&[9; 4096])));
+            // It waits for the push, and for that has this mirror in its hands too.
+            while Arc::strong_count(&first) < 4 {
+                std::thread::yield_now();
+            }
+            volume.stand_by();
+            let mut missing = UnitSet::full(16);
+            volume.take_into(&mut missing);
+            volume.begin_mirror(Mirroring::All, &missing, Arc::new(Deaf));
+            volume.begin_push(all).unwrap().done();
+            drop(of_the_first);
+            writer.join().unwrap().unwrap();
+        });
+        assert!(volume.take().contains(3));
+        assert_eq!(volume.begin_push(block).unwrap().uncopied(), [block]);
+    }
+
     #[test]
     fn what_a_write_on_its_way_has_changed_is_not_copied_by_the_push_that_read_it_before() {
         let folder = tempfile::tempdir().unwrap();
@@ -235,8 +270,14 @@ mod tests {
         volume.begin_mirror(Mirroring::All, &UnitSet::full(16), Arc::new(Deaf));
         let push = volume.begin_push(Extent { start: 0, count: 8 }).unwrap();
         std::thread::scope(|scope| {
+            let (begins, begun) = std::sync::mpsc::channel();
             // The end of a write that began before there was a mirror.
-            let late = scope.spawn(|| volume.mark(blocks));
+            let volume = &volume;
+            let late = scope.spawn(move || {
+                begins.send(()).unwrap();
+                volume.mark(blocks);
+            });
+            begun.recv().unwrap();
             // It must wait for the push. If it didn't, it would be over by one of these looks, most likely.
             let over = (0..1000).any(|_| {
                 std::thread::yield_now();
