@@ -54,7 +54,19 @@ fn run(folder: &Path, experiment: &str, path: Option<&Path>) -> (Output, Vec<Val
     }
     let output = command.output().unwrap();
     let kept = fs::read_to_string(folder.join("run/trials.jsonl")).unwrap_or_default();
-    (output, kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    let rows: Vec<Value> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    rows.iter().for_each(no_more_was_lost_than_could_be_done);
+    (output, rows)
+}
+
+/// A guest can't lose more work than it would have done meanwhile.
+fn no_more_was_lost_than_could_be_done(row: &Value) {
+    let figure = |path: &str| row.pointer(path).and_then(Value::as_f64);
+    let figures = (figure("/work/lost_units"), figure("/work/baseline_units_per_s"), figure("/total_ns"));
+    if let (Some(lost), Some(rate), Some(total_ns)) = figures {
+        // A heartbeat's worth more: it is by these that work is known.
+        assert!(lost <= rate * (total_ns / 1e9 + 0.05), "{row:#}");
+    }
 }
 
 /// Nothing is left behind: no process that knows the folder, and no file of a guest.
@@ -170,6 +182,13 @@ fn qemus_own_migrations_are_rows_like_ours_with_qemus_figures_beside() {
         // Whether the guest is whole is for the judge to say: QEMU before 9.0 loses pages under TCG.
         assert!(row["total_ns"].as_u64() > Some(0) && row["downtime_ns"].as_u64() > Some(0), "{row:#}");
         assert_eq!(row["own"]["status"].as_str(), name.starts_with("qemu:").then_some("completed"), "{row:#}");
+        if name.starts_with("qemu:") {
+            assert!(row["own"]["total-time"].as_u64() > Some(0), "{row:#}");
+            for path in ["bytes/memory_again", "work/throttle_ns"] {
+                assert!(row.pointer(&format!("/{path}")).unwrap().is_null(), "{row:#}");
+                assert!(row["reasons"][path.replace('/', ".")].is_string(), "{row:#}");
+            }
+        }
     }
     assert!(rows[0]["memory_faults"].is_null() && rows[0]["reasons"]["memory_faults"].is_string(), "{:#}", rows[0]);
     assert_eq!((&rows[1]["memory_faults"]["count"], &rows[2]["verify"]["memory"]), (&0.into(), &"equal".into()));
@@ -212,12 +231,16 @@ fn what_a_qemu_guest_cannot_have_is_refused_before_anything_starts() {
     let small = SMALL.replace("144 MiB", "64 MiB");
     let disk = format!("{SMALL}disk = \"16 MiB\"\n[memory]\npreset = \"qemu:precopy\"\n");
     let thread = disk.replace("machine = \"qemu\"", "machine = \"thread\"");
+    let own = |memory: &str| format!("{SMALL}[memory]\npreset = \"qemu:precopy\"\n{memory}\n");
     let alone = format!("{SMALL}disk = \"16 MiB\"\n[disk]\npreset = \"qemu:blockdev-mirror\"\n");
     let refused = [
         (small, "at least \"128 MiB\""),
         (disk, "write disk.preset = \"qemu:blockdev-mirror\" or "),
         (alone, "qemu:blockdev-mirror goes with a migration of the same hypervisor"),
         (thread, "\"thread\" has no such migration"),
+        (own("downtime_budget = \"0.5 ms\""), "memory.downtime_budget: "),
+        (own("downtime_budget = \"3000 s\""), "1 ms to 2000 s"),
+        (own("preset = \"qemu:xbzrle\"\ncache = \"1024 GiB\"").replace("preset = \"qemu:precopy\"\n", ""), "16 GiB"),
     ];
     for (experiment, needle) in refused {
         let (output, rows) = run(folder.path(), &experiment, None);

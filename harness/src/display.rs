@@ -169,7 +169,7 @@ pub fn row_line(row: &Row) -> String {
     words.extend(time("downtime", report.downtime_ns));
     words.extend(time("total", report.total_ns));
     words.extend(report.bytes.total.map(|b| format!("{}", Bytes(b))));
-    words.push(format!("check {}", verdict_word(row.check())));
+    words.push(format!("check {}", row.check_words()));
     words.extend(report.verify.first_difference.as_ref().map(|d| format!("(first difference: {d})")));
     words.join("  ")
 }

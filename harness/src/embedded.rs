@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use whimbrel_migration::session::{Host, Hosts};
 use whimbrel_model::ByteRate;
 use whimbrel_wire::Token;
@@ -36,9 +37,18 @@ struct Running {
 /// A child that is ended when it is dropped.
 struct Agent(Child);
 
+/// How long a child may take to end by itself, and how often it is looked at.
+const ENDING: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // With its input it ends in order, and removes what it has made.
+        drop(self.0.stdin.take());
+        let end = Instant::now() + ENDING;
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(LOOK_EVERY);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

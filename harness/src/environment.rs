@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
+use whimbrel_machine::machines::qemu::{self, kernel::Kernel};
 
 /// A host as a run found it. What can't be read is null.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -39,6 +40,8 @@ pub struct Environment {
     pub turbo: Option<bool>,
     /// Transparent huge pages.
     pub transparent_huge_pages: Option<String>,
+    /// The same for shared memory, of which the RAM of guests is.
+    pub shared_huge_pages: Option<String>,
     /// Whether the kernel merges equal pages.
     pub page_merging: Option<bool>,
     /// Whether the kernel moves pages between nodes.
@@ -47,13 +50,17 @@ pub struct Environment {
     pub clock_source: Option<String>,
     /// Runnable processes over the last minute.
     pub load: Option<f64>,
+    /// The version of QEMU, if guests run under it.
+    pub qemu: Option<String>,
+    /// The kernel that such guests boot unless they bring their own.
+    pub guest_kernel: Option<String>,
     /// What to doubt, each with its remedy.
     pub warnings: Vec<String>,
 }
 
 impl Environment {
-    /// Reads this host.
-    pub fn read() -> Environment {
+    /// Reads this host; of QEMU what is there, if guests are to run under it.
+    pub fn read(with_qemu: bool) -> Environment {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let (memory, swap) = (crate::experiment::limits::HostMemory::here(), swap_used());
         let mut environment = Environment {
@@ -72,10 +79,13 @@ impl Environment {
             governor: read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             turbo: turbo(),
             transparent_huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled").map(|t| chosen(&t)),
+            shared_huge_pages: read("/sys/kernel/mm/transparent_hugepage/shmem_enabled").map(|t| chosen(&t)),
             page_merging: flag("/sys/kernel/mm/ksm/run"),
             numa_balancing: flag("/proc/sys/kernel/numa_balancing"),
             clock_source: read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             load: read("/proc/loadavg").and_then(|l| l.split(' ').next()?.parse().ok()),
+            qemu: with_qemu.then(|| qemu::version().ok()).flatten(),
+            guest_kernel: with_qemu.then(Kernel::here).flatten().map(|kernel| kernel.image.display().to_string()),
             warnings: Vec::new(),
         };
         environment.warnings = environment.doubts();
@@ -155,7 +165,7 @@ mod tests {
 
     #[test]
     fn this_host_can_be_read() {
-        let environment = Environment::read();
+        let environment = Environment::read(false);
         assert!(environment.kernel.is_some() && environment.memory_bytes.unwrap() > 0);
         assert_eq!(chosen("always [madvise] never"), "madvise");
     }

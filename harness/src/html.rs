@@ -193,7 +193,7 @@ fn figures(summary: &Summary, rows: &[Row]) -> String {
     text.push_str(&bars("Parts of the downtime", "ms", 1e6, &names, &downtime));
     let bytes = stacked(&|row| {
         let b = row.report.bytes;
-        vec![Some(b.memory_first), Some(b.memory_again), Some(b.disk_first), Some(b.disk_again), b.control]
+        vec![Some(b.memory_first), b.memory_again, Some(b.disk_first), b.disk_again, b.control]
     });
     let names = ["memory first", "memory again", "disk first", "disk again", "control"];
     text.push_str(&bars("Bytes", "MiB", 1048576.0, &names, &bytes));

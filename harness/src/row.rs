@@ -69,6 +69,16 @@ impl Row {
         worst.unwrap_or(Verdict::Skipped)
     }
 
+    /// The check as a person reads it: with what of it was not compared.
+    pub fn check_words(&self) -> &'static str {
+        let has_disk = self.report.disk_bytes > 0;
+        match (self.report.verify.memory, self.report.verify.disk) {
+            (Verdict::Equal, Verdict::Skipped) if has_disk => "equal, its disk not compared",
+            (Verdict::Skipped, Verdict::Equal) => "equal, its memory not compared",
+            _ => crate::display::verdict_word(self.check()),
+        }
+    }
+
     /// The row as JSON, and the numbers in it that a summary can sum up, by their path in the catalogue.
     pub fn numbers(&self) -> Vec<(&'static str, Option<f64>)> {
         let value = serde_json::to_value(self).expect("a row is plain data");

@@ -103,7 +103,7 @@ impl Summary {
             let mut checks = BTreeMap::new();
             for row in &rows {
                 *outcomes.entry(crate::display::outcome_word(row.report.outcome)).or_insert(0) += 1;
-                *checks.entry(crate::display::verdict_word(row.check())).or_insert(0) += 1;
+                *checks.entry(row.check_words()).or_insert(0) += 1;
             }
             CellSummary {
                 cell: cell.name.clone(),

@@ -34,7 +34,7 @@ fn a_guest_of_the_users_own_moves_there_and_back_whole_and_its_client_sees_a_gap
     let image = fs::read(guest.join("disk.raw")).unwrap();
     let text = fs::read_to_string(example().join("experiment.toml")).unwrap();
     let text = text.replace("[\"stop-and-copy\", \"pre-copy\", \"post-copy\"]", "[\"pre-copy\", \"post-copy\"]");
-    let text = text.replace("[guest.qemu]", "trips = 2\nsettle = \"300 ms\"\n[energy]\nafter = \"3 s\"\n[guest.qemu]");
+    let text = text.replace("[guest.qemu]", "trips = 2\nsettle = \"300 ms\"\n[guest.qemu]");
     let (output, rows) = run(folder.path(), &text, None);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!((output.status.code(), rows.len()), (Some(0), 4), "{said}\n{rows:#?}");
@@ -67,8 +67,7 @@ fn a_guest_of_the_users_own_moves_there_and_back_by_qemus_own_means_with_its_dis
     // No multiple of 256 KiB: of such a guest QEMU before 9.0 loses pages under TCG.
     let text = text.replace("ram = \"128 MiB\"", "ram = \"131200 KiB\"\ntrips = 2\nsettle = \"300 ms\"");
     let (text, _) = text.split_once("[vary]").unwrap();
-    let own = "[memory]\npreset = \"qemu:precopy\"\n[disk]\npreset = \"qemu:blockdev-mirror\"\n\
-               [energy]\nafter = \"3 s\"\n";
+    let own = "[memory]\npreset = \"qemu:precopy\"\n[disk]\npreset = \"qemu:blockdev-mirror\"\n";
     let (output, rows) = run(folder.path(), &format!("{text}{own}"), None);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!((output.status.code(), rows.len()), (Some(0), 2), "{said}\n{rows:#?}");

@@ -4,12 +4,12 @@
 use super::{SMALL, available, nothing_is_left, run};
 use serde_json::Value;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Lines, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
@@ -26,8 +26,8 @@ fn qemus(folder: &Path) -> Vec<(i32, bool)> {
     found.collect()
 }
 
-/// A run on a slow link, to which `harm` is done while pages are pushed; its row.
-fn run_and(folder: &Path, path: Option<&Path>, harm: impl FnOnce()) -> Value {
+/// A run on a slow link that pushes pages by now, and what it says from then on.
+fn pushing(folder: &Path, path: Option<&Path>) -> (Child, Lines<BufReader<ChildStderr>>) {
     fs::write(folder.join("x.toml"), format!("{SMALL}[link]\nrate = \"200 Mbit/s\"\n")).unwrap();
     fs::create_dir_all(folder.join("tmp")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_whimbrel"));
@@ -45,12 +45,32 @@ fn run_and(folder: &Path, path: Option<&Path>, harm: impl FnOnce()) -> Value {
         }),
         "{told:#?}"
     );
+    (running, lines)
+}
+
+/// Such a run, to which `harm` is done while pages are pushed; its row.
+fn run_and(folder: &Path, path: Option<&Path>, harm: impl FnOnce()) -> Value {
+    let (mut running, lines) = pushing(folder, path);
     harm();
     lines.for_each(drop);
     assert_eq!(running.wait().unwrap().code(), Some(1));
     let kept = fs::read_to_string(folder.join("run/trials.jsonl")).unwrap();
     nothing_is_left(folder);
     serde_json::from_str(kept.lines().next().unwrap()).unwrap()
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing_behind() {
+    if !available("an_interrupted_run") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (mut running, lines) = pushing(folder.path(), None);
+    let pid = rustix::process::Pid::from_child(&running);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    lines.for_each(drop);
+    assert_eq!(running.wait().unwrap().code(), Some(130));
+    nothing_is_left(folder.path());
 }
 
 /// Kills one of the two QEMUs that know `folder`.
@@ -127,6 +147,8 @@ fn a_qemu_that_preloads_nothing_or_is_missing_is_told_of() {
     without(tools.folder.path(), "qemu-system-x86_64 can't be started");
     without(tools.wrap("unset LD_PRELOAD\nexec $qemu \"$@\""), "preloaded into QEMU did not speak");
     without(tools.wrap("exec $qemu \"$@\" -no-such-option"), "-no-such-option");
+    // Of this QEMU learns once its monitor is connected.
+    without(tools.wrap("exec $qemu \"$@\" -device nonsense"), "nonsense");
     without(tools.wrap(SANDBOX), "QEMU may not open a userfaultfd: Operation not permitted");
 }
 
@@ -231,7 +253,7 @@ impl Monitors {
     fn script(&self) -> String {
         let at = self.folder.path().display();
         format!(
-            "case \"$*\" in *-incoming*) arriving=yes;; *) arriving=no;; esac\n\
+            "case \"$*\" in --version) exec $qemu --version;; *-incoming*) arriving=yes;; *) arriving=no;; esac\n\
              echo \"$PWD $arriving\" > {at}/asked\nread answer < {at}/answered\n\
              exec $qemu \"${{@//\\/qmp,server/\\/qmp.cut,server}}\""
         )

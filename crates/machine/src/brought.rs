@@ -196,6 +196,12 @@ fn check_argument(argument: &str, value: &str) -> Result<(), BroughtError> {
         "-machine" | "-M" if has("memory-backend=") || has("accel=") => {
             refuse(&shown, "the guest's RAM and its accelerator are the harness's; leave these out")
         }
+        "-device" | "-chardev" | "-netdev" if has("vhost-user") => {
+            refuse(&shown, "another process would write the guest's RAM, which nobody would see")
+        }
+        "-device" if has("free-page-reporting=on") => {
+            refuse(&shown, "QEMU would take pages out of the guest's RAM, which nobody would see")
+        }
         "-drive" | "-blockdev"
             if !["readonly=on", "read-only=on", "\"read-only\":true"].iter().any(|part| has(part)) =>
         {
@@ -237,6 +243,8 @@ mod tests {
             (&["-drive", "file=x.raw,format=raw"], "guest.qemu.image"),
             (&["-blockdev", "{\"driver\": \"file\", \"read-only\": false}"], "guest.qemu.image"),
             (&["-hda", "x.raw"], "guest.qemu.image"),
+            (&["-chardev", "socket,id=c,path=s", "-netdev", "type=vhost-user,id=n,chardev=c"], "nobody would see"),
+            (&["-device", "virtio-balloon,free-page-reporting=on"], "nobody would see"),
         ] {
             let error = brought(arguments).check().unwrap_err();
             assert!(error.key == "arguments" && error.why.contains(needle), "{error}");

@@ -12,7 +12,7 @@
 //! In another process the log may be armed first: nothing is mapped there, and what is protected are the places of pages.
 //! Within this one faults are served first.
 //!
-//! What a log does to huge pages ends with the registration: see [`crate::huge`].
+//! The huge pages that were mapped before the log are mapped again when the registration ends: see [`crate::huge`].
 //!
 //! When the last page has come while the log is armed, the registration stays until the log is disarmed, and with it the
 //! thread that answers faults: to unregister would lift the write-protection.

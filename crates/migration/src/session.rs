@@ -454,7 +454,11 @@ impl Move<'_> {
         let why = "the hypervisor fetches what a vCPU waits for, and says how often at most, in the row's `own`";
         let faults =
             memory.filter(|memory| memory.build.postcopy).map(|_| ("memory_faults".to_owned(), why.to_owned()));
-        blocks.chain(faults).collect()
+        let why = "the hypervisor doesn't tell what it sends for the first time from what it sends again: all counts as first";
+        let again = ["bytes.memory_again", "bytes.disk_again"].map(|field| (field.to_owned(), why.to_owned()));
+        let why = "how much of the vCPUs' time the hypervisor takes, it doesn't say";
+        let throttle = ("work.throttle_ns".to_owned(), why.to_owned());
+        blocks.chain(faults).chain(again).chain([throttle]).collect()
     }
 
     /// What never comes to its end where the disk stays behind.

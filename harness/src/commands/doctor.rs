@@ -36,7 +36,7 @@ struct Diagnosis {
 pub(super) fn doctor(as_json: bool) -> anyhow::Result<u8> {
     let findings = findings();
     let can_migrate = findings.iter().all(|f| f.ok || !f.needed);
-    let diagnosis = Diagnosis { can_migrate, findings, environment: Environment::read() };
+    let diagnosis = Diagnosis { can_migrate, findings, environment: Environment::read(true) };
     super::print(&if as_json { json(&diagnosis) } else { text(&diagnosis) })?;
     Ok(if can_migrate { status::GOOD } else { status::NOT_SO })
 }

@@ -5,6 +5,7 @@ use crate::{BadInput, status};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use whimbrel_machine::machines::qemu;
 use whimbrel_migration::agent::{Agent, AgentSetup};
 use whimbrel_wire::Token;
 
@@ -41,5 +42,6 @@ pub(super) fn serve(
     runtime.block_on(agent.run(interrupt.wait()));
     // What is still in the middle of something is not waited for.
     runtime.shutdown_background();
+    qemu::remove_all();
     Ok(status::GOOD)
 }

@@ -36,7 +36,8 @@ pub(super) fn run(file: Option<&Path>, options: &RunOptions) -> anyhow::Result<u
     let mut trials = trials::open(options, &interrupt)?;
     trials.prepare(&experiment)?;
 
-    let environment = Environment::read();
+    let with_qemu = experiment.cells.iter().any(|cell| cell.setting.guest.machine == "qemu");
+    let environment = Environment::read(with_qemu);
     let mut folder = Folder::create(options.out.as_deref(), &experiment.name)?;
     folder.write("experiment.toml", &experiment.to_toml())?;
     folder.write("environment.json", &json(&environment))?;

@@ -16,6 +16,7 @@
 pub mod accelerator;
 mod command;
 mod drive;
+mod folder;
 mod initramfs;
 mod inside;
 pub mod kernel;
@@ -30,6 +31,7 @@ mod state;
 mod throttle;
 pub mod words;
 
+pub use folder::remove_all;
 pub use initramfs::{BALLOON, INIT};
 
 use crate::clock::monotonic;
@@ -42,6 +44,7 @@ use crate::machines::Kind;
 use accelerator::Accelerator;
 use command::Boots;
 use drive::Drive;
+use folder::Folder;
 use inside::Inside;
 use kernel::Kernel;
 use launch::Launched;
@@ -54,7 +57,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tempfile::TempDir;
 use throttle::Throttle;
 use whimbrel_memory::GuestRam;
 use whimbrel_model::registry::Entry;
@@ -110,13 +112,18 @@ pub fn version() -> Result<String, MachineError> {
     let output = std::process::Command::new(command::QEMU).arg("--version").output();
     let output = output.map_err(|error| MachineError::Hypervisor(format!("{}: {error}", command::QEMU)))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().next().unwrap_or_default().trim_start_matches("QEMU emulator version ").to_owned())
+    let version = text.lines().next().and_then(|line| line.strip_prefix("QEMU emulator version "));
+    version.filter(|_| output.status.success()).map(str::to_owned).ok_or_else(|| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why = said.lines().next().unwrap_or("it says no version");
+        MachineError::Hypervisor(format!("{} --version: {}: {why}", command::QEMU, output.status))
+    })
 }
 
 /// Whether this host's QEMU can slow its vCPUs: asked of the program itself, with our library in it.
 fn throttles_here() -> Result<(), String> {
     let ask = || {
-        let folder = process::folder()?;
+        let folder = Folder::new()?;
         let mut command = command::with_library(folder.path())?;
         Ok::<_, MachineError>(command.arg("--version").env("WHIMBREL_ASK", "throttle").output()?)
     };
@@ -148,7 +155,7 @@ pub struct QemuMachine {
     own_since: AtomicUsize,
     // QEMU ends before its disk does, and its folder goes last.
     _drive: Option<Drive>,
-    folder: TempDir,
+    folder: Folder,
 }
 
 /// What QEMU says of its user-mode networks.

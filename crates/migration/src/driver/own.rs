@@ -171,13 +171,16 @@ fn record_sent(figures: &Value, disk_bytes: Option<u64>, recorder: &Recorder) {
     if let Some(first_bytes) = disk_bytes {
         record(Family::Disk, Sent { first_bytes, ..Sent::default() });
     }
-    let ram = |key: &str| figures["ram"][key].as_u64().unwrap_or_default();
-    let (raw_units, zero_units) = (ram("normal"), ram("duplicate"));
+    let count = |of: &str, key: &str| figures[of][key].as_u64().unwrap_or_default();
+    let (raw_units, zero_units) = (count("ram", "normal"), count("ram", "duplicate"));
+    // QEMU has this part where pages go as differences, and counts them nowhere else.
+    let delta_units = count("xbzrle-cache", "pages");
     let sent = Sent {
-        first_units: raw_units + zero_units,
-        first_bytes: ram("transferred"),
+        first_units: raw_units + zero_units + delta_units,
+        first_bytes: count("ram", "transferred"),
         raw_units,
         zero_units,
+        delta_units,
         ..Sent::default()
     };
     record(Family::Memory, sent);

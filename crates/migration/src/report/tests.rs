@@ -181,8 +181,8 @@ fn transfers_are_split() {
     };
     let report = Report::from_events(&events, &Facts { links: vec![link], control_bytes: Some(1000), ..facts() });
     let bytes = report.bytes;
-    assert_eq!((bytes.memory_first, bytes.memory_again), (10 * 4096, 6 * 4096));
-    assert_eq!((bytes.disk_first, bytes.disk_again), (111 * 4096, 0));
+    assert_eq!((bytes.memory_first, bytes.memory_again), (10 * 4096, Some(6 * 4096)));
+    assert_eq!((bytes.disk_first, bytes.disk_again), (111 * 4096, Some(0)));
     assert_eq!((bytes.control, bytes.total), (Some(1000), Some(127 * 4096 + 1000)));
     assert_eq!(report.blocks, Some(Blocks { pushed: 101, pulled: 7, demanded: 3, zero: 4 }));
     assert_eq!((report.pages.raw, report.pages.zero, report.pages.skipped), (10, 2, 31));

@@ -12,9 +12,9 @@ use whimbrel_model::{Event, Family, Moment, Recorded};
 #[allow(missing_docs, reason = "crate::metrics defines every field of a row")]
 pub struct BytesSplit {
     pub memory_first: u64,
-    pub memory_again: u64,
+    pub memory_again: Option<u64>,
     pub disk_first: u64,
-    pub disk_again: u64,
+    pub disk_again: Option<u64>,
     pub control: Option<u64>,
     pub total: Option<u64>,
     pub of_which: OfWhich,
@@ -42,9 +42,9 @@ impl BytesSplit {
         let total = control.map(|c| c + data).ok_or_else(|| "bytes.control is not known".to_owned());
         BytesSplit {
             memory_first: memory.first_bytes,
-            memory_again: memory.again_bytes,
+            memory_again: reasons.unless_given("bytes.memory_again", || memory.again_bytes),
             disk_first: disk.first_bytes,
-            disk_again: disk.again_bytes,
+            disk_again: reasons.unless_given("bytes.disk_again", || disk.again_bytes),
             control,
             total: reasons.keep("bytes.total", total),
             of_which: OfWhich {

@@ -45,7 +45,9 @@ impl Work {
             pull_degradation_ratio: reasons.keep("work.pull_degradation_ratio", window(Moment::Resumed, Moment::Whole)),
             lost_units: reasons.keep("work.lost_units", over(&Comparison::lost)),
             delay_ns: reasons.keep("work.delay_ns", over(&Comparison::delay)).map(|ns| ns as i64),
-            throttle_ns: reasons.keep("work.throttle_ns", throttled(events, timeline)),
+            throttle_ns: reasons
+                .unless_given("work.throttle_ns", || ())
+                .and_then(|()| reasons.keep("work.throttle_ns", throttled(events, timeline))),
         }
     }
 }

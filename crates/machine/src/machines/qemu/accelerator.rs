@@ -9,7 +9,8 @@ use super::launch::Launched;
 use crate::error::MachineError;
 use crate::machine::Begin;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use whimbrel_memory::GuestRam;
 
@@ -63,7 +64,7 @@ pub fn choose(kernel: &dyn Fn() -> Result<Kernel, MachineError>) -> Result<(Acce
         None => {
             let word = boots(&kernel()?).map_or_else(|error| error.to_string(), |()| WORKS.to_owned());
             // Without a cache the next guest tries again.
-            let _ = kept().map(|path| fs::write(path, &word));
+            let _ = kept().map(|path| keep(&path, &word));
             word
         }
     };
@@ -77,6 +78,15 @@ pub fn choose(kernel: &dyn Fn() -> Result<Kernel, MachineError>) -> Result<(Acce
 fn kept() -> Option<PathBuf> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(kernel::cache().join(format!("kvm-{}", boot.trim())))
+}
+
+/// In one step: nobody reads half a word.
+fn keep(path: &Path, word: &str) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(word.as_bytes())?;
+    Ok(file.persist(path).map(drop)?)
 }
 
 /// Boots a guest under KVM until its agent speaks.

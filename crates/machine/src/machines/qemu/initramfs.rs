@@ -43,7 +43,9 @@ pub(super) fn write(path: &Path, program: &Path, kernel: &Kernel) -> Result<(), 
 /// The libraries that a program is linked with, and its loader; none where it is linked statically.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>, MachineError> {
     let output = Command::new("ldd").arg(program).output();
-    let output = output.map_err(|e| MachineError::Hypervisor(format!("ldd, of the C library's tools: {e}")))?;
+    let output = output.map_err(|e| {
+        MachineError::Hypervisor(format!("ldd, by which it is seen what the guest's agent is linked with: {e}"))
+    })?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     // `name => /path (address)`, or `/path (address)` for the loader, or a line about the kernel's own, without a path.
     let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);

@@ -45,7 +45,7 @@ impl Kernel {
         let names = std::fs::read_dir(root.join("boot")).ok()?.flatten().map(|entry| entry.file_name());
         let versions = names.filter_map(|name| Some(name.to_str()?.strip_prefix("vmlinuz-")?.to_owned()));
         let mut versions: Vec<String> = versions.filter(|version| version.ends_with("cloud-amd64")).collect();
-        versions.sort();
+        versions.sort_by_cached_key(|version| numbers(version));
         versions.iter().rev().find_map(|version| {
             let modules = root.join("lib/modules").join(version).join("kernel");
             let balloon = modules.join(BALLOON);
@@ -66,6 +66,11 @@ impl Kernel {
             None => fetch(told),
         }
     }
+}
+
+/// The numbers in a version, by which it is told from older ones.
+fn numbers(version: &str) -> Vec<u64> {
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
 /// Where kernels are kept: by the XDG rules, a folder a package.

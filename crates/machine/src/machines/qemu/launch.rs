@@ -2,8 +2,9 @@
 
 use super::command::{self, Boots, Shape};
 use super::drive::Drive;
+use super::folder::Folder;
 use super::port::Port;
-use super::process::{self, Process};
+use super::process::Process;
 use super::qmp::Qmp;
 use super::throttle::Throttle;
 use crate::error::MachineError;
@@ -13,7 +14,6 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
-use tempfile::TempDir;
 use whimbrel_disk::GuestDisk;
 use whimbrel_memory::GuestRam;
 use whimbrel_memory::watch::Watch;
@@ -31,7 +31,7 @@ pub(super) struct Launched {
     pub(super) qmp: Qmp,
     pub(super) throttle: Throttle,
     pub(super) drive: Option<Drive>,
-    pub(super) folder: TempDir,
+    pub(super) folder: Folder,
 }
 
 impl Launched {
@@ -40,13 +40,13 @@ impl Launched {
     /// # Errors
     /// QEMU or the preloaded library is missing or fails; the message says which.
     pub(super) fn launch(shape: &Shape<'_>, disk: Option<Arc<dyn GuestDisk>>) -> Result<Self, MachineError> {
-        let folder = process::folder()?;
+        let folder = Folder::new()?;
         let listen = |name: &str| UnixListener::bind(folder.path().join(name));
         let (monitor, guest_port, tell) =
             (listen(command::MONITOR)?, listen(command::GUEST_PORT)?, listen(command::TELL)?);
         let drive = disk.map(|disk| Drive::serve(&folder.path().join(command::DISK), disk)).transpose()?;
         let process = Process::start(command::command(folder.path(), shape)?, folder.path())?;
-        let qmp = Qmp::over(process.accept(&monitor, START)?)?;
+        let qmp = Qmp::over(process.accept(&monitor, START)?).map_err(|error| process.blame(error))?;
         // Answered by the main loop: the machine is made by then, and its RAM mapped.
         qmp.execute("query-status", json!({})).map_err(|error| process.blame(error))?;
         let port = match shape.boots {

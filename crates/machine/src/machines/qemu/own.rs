@@ -8,7 +8,7 @@ use crate::machines::{Own, OwnStream};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use whimbrel_model::registry::{Entry, Kind, Parameter, ParameterError, Parameters, Registry};
 use whimbrel_model::{Nanos, PAGE_BYTES};
 
@@ -17,6 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How much longer the destination waits than the source.
 const LATER: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to compute the times of a migration that it calls completed, and how often it is asked.
+const COMPUTING: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 const DOWNTIME: Parameter = Parameter {
     name: "downtime_budget",
@@ -131,9 +135,19 @@ pub static OWN: Registry<Own> = Registry {
     ],
 };
 
+/// The longest pause that QEMU can be asked for.
+const MOST_DOWNTIME_MS: u64 = 2_000_000;
+
+/// The largest cache: QEMU sees to a table of it before the first page, which takes it a minute for a terabyte.
+const MOST_CACHE_BYTES: u64 = 16 << 30;
+
 /// `settings`, with the longest pause. There is no limit to the rate but the link's.
 fn downtime(given: &Parameters, mut settings: Value) -> Result<Value, ParameterError> {
-    settings["downtime-limit"] = (given.duration(DOWNTIME.name).0 / 1_000_000).into();
+    let longest = given.duration(DOWNTIME.name);
+    match longest.0 / 1_000_000 {
+        ms @ 1..=MOST_DOWNTIME_MS if longest.0 % 1_000_000 == 0 => settings["downtime-limit"] = ms.into(),
+        _ => return refuse(DOWNTIME, format!("{} ns", longest.0), "whole milliseconds, from 1 ms to 2000 s"),
+    }
     Ok(settings)
 }
 
@@ -151,10 +165,10 @@ fn multifd(given: &Parameters) -> Result<Value, ParameterError> {
 
 fn xbzrle(given: &Parameters) -> Result<Value, ParameterError> {
     match given.size(CACHE.name).0 {
-        bytes if bytes.is_power_of_two() && bytes >= PAGE_BYTES => {
+        bytes @ PAGE_BYTES..=MOST_CACHE_BYTES if bytes.is_power_of_two() => {
             downtime(given, json!({ "xbzrle-cache-size": bytes }))
         }
-        bytes => refuse(CACHE, format!("{bytes} B"), "a power of two such as \"64 MiB\""),
+        bytes => refuse(CACHE, format!("{bytes} B"), "a power of two from \"4 KiB\" to \"16 GiB\""),
     }
 }
 
@@ -306,7 +320,7 @@ fn migrate(
         true => qmp.wait(mark, PATIENCE, ended).map_err(|error| MachineError::Departed(error.to_string()))?,
         false => wait(qmp, mark, ended)?,
     };
-    let mut figures = qmp.execute("query-migrate", json!({}))?;
+    let mut figures = figures(qmp)?;
     if status(&end) != "completed" {
         let why = figures["error-desc"].as_str().unwrap_or("QEMU doesn't say why");
         return Err(MachineError::Hypervisor(format!("QEMU's migration has failed: {why}")));
@@ -316,6 +330,20 @@ fn migrate(
     }
     let stopped = qmp.wait(mark, Duration::ZERO, |event| event.name == "STOP")?;
     Ok(Departure { paused: stopped.at, disk_whole, figures })
+}
+
+/// What QEMU says of a migration that has ended. It calls one completed before it has computed its times, which are nothing
+/// until then.
+fn figures(qmp: &Qmp) -> Result<Value, MachineError> {
+    let end = Instant::now() + COMPUTING;
+    loop {
+        let figures = qmp.execute("query-migrate", json!({}))?;
+        let computes = figures["status"] == "completed" && figures["total-time"] == 0;
+        if !computes || Instant::now() >= end {
+            return Ok(figures);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// Waits for what a migration tells; one that takes too long is cancelled, unless the guest has left by then.

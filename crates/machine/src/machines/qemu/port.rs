@@ -69,7 +69,7 @@ impl Port {
         let reader = BufReader::new(stream.try_clone()?);
         std::thread::Builder::new()
             .name("guest-port".to_owned())
-            .spawn(move || listen(reader, &told))
+            .spawn(move || listen(reader, vcpus as usize, &told))
             .map_err(MachineError::Thread)?;
         Ok(Port { stream, shared, vcpus: vcpus as usize })
     }
@@ -186,10 +186,9 @@ impl Port {
         }
     }
 
-    /// How far the guest was at its last heartbeat.
+    /// How far the guest was at its last heartbeat; of one that arrives nothing is known before the first.
     pub(super) fn progress(&self) -> Progress {
-        let progress = self.heard().progress.clone();
-        if progress.operations.is_empty() { Progress { operations: vec![0; self.vcpus], ..progress } } else { progress }
+        self.heard().progress.clone()
     }
 
     /// The heartbeats as they were heard. They are the agent's: each vCPU gets the same.
@@ -236,7 +235,7 @@ impl Drop for Port {
     }
 }
 
-fn listen(mut reader: BufReader<UnixStream>, shared: &Shared) {
+fn listen(mut reader: BufReader<UnixStream>, vcpus: usize, shared: &Shared) {
     loop {
         let word = hear::<FromGuest>(&mut reader);
         let now = monotonic();
@@ -244,7 +243,10 @@ fn listen(mut reader: BufReader<UnixStream>, shared: &Shared) {
         let mut over = false;
         match word {
             Ok(Some(FromGuest::Here { available_bytes })) => heard.here = Some(available_bytes),
-            Ok(Some(FromGuest::Ready)) => heard.ready = true,
+            Ok(Some(FromGuest::Ready)) => {
+                heard.ready = true;
+                heard.progress = Progress { units: 0, operations: vec![0; vcpus] };
+            }
             Ok(Some(FromGuest::Beat { units, operations, .. })) => {
                 if heard.last.0 != 0 {
                     heard.longest_ns = heard.longest_ns.max(now.since(heard.last).0);

@@ -1,4 +1,4 @@
-//! The QEMU process: started, told from its end, and ended; with a private folder for its sockets.
+//! The QEMU process: started, told from its end, and ended.
 
 use crate::error::MachineError;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -13,7 +13,6 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// How often an awaited connection and QEMU's end are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -26,12 +25,6 @@ const SHOWN: usize = 600;
 
 /// In the line in which a Linux that gives up says why; a list of its stacks follows, longer than what is shown.
 const PANIC: &str = "Kernel panic";
-
-/// A folder that only this user can enter, for one QEMU.
-pub(super) fn folder() -> Result<TempDir, MachineError> {
-    // Mode 0700 is tempfile's own. Short: a socket's path has at most 107 bytes.
-    Ok(tempfile::Builder::new().prefix("whimbrel-q").tempdir()?)
-}
 
 /// A QEMU that was started.
 pub(super) struct Process {

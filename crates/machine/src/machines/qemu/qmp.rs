@@ -110,7 +110,10 @@ impl Qmp {
         self.shared.heard().answer = None;
         let gone = |error| MachineError::Hypervisor(format!("QEMU can't be told to {command}: {error}"));
         (&self.stream).write_all(format!("{words}\n").as_bytes()).map_err(gone)?;
-        let answer = self.shared.wait(PATIENCE, |heard| heard.answer.take())?;
+        let answer = self.shared.wait(PATIENCE, |heard| heard.answer.take()).inspect_err(|_| {
+            // An answer that comes later would be taken for that to the next command.
+            let _ = self.stream.shutdown(Shutdown::Both);
+        })?;
         match answer.get("error") {
             None => Ok(answer["return"].clone()),
             Some(error) => {
