@@ -281,6 +281,30 @@ fn several_exports_by_name_and_read_only_ones() {
 
 /// What a user types, with the clients that a user has: each gets in with its certificate, and not without TLS.
 #[test]
+fn an_image_has_one_writer_or_readers() {
+    let folder = tempfile::tempdir().unwrap();
+    let [disk, other] = ["disk.raw", "other.raw"].map(|name| image(&folder.path().join(name)));
+    let bitmap = folder.path().join("bitmap").display().to_string();
+    let socket = |name: &str| folder.path().join(name);
+    let refused = |arguments: &[&str]| {
+        let listen = format!("unix:{}", socket("refused").display());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_whimbrel"));
+        let output = command.args(["nbd", "serve"]).args(arguments).args(["--listen", &listen]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains("is in use"), "{arguments:?}: {said}");
+    };
+    let recorded = Serving::start(&[&disk, "--bitmap", &bitmap], &socket("recorded"));
+    refused(&[&disk]);
+    refused(&[&disk, "--read-only"]);
+    drop(recorded);
+    let reading = Serving::start(&[&disk, "--read-only"], &socket("reading"));
+    let _too = Serving::start(&[&disk, "--read-only"], &socket("too"));
+    refused(&[&disk]);
+    drop(reading);
+    refused(&[&format!("a={other}"), &format!("b={other}")]);
+}
+
+#[test]
 fn qemu_img_nbdinfo_and_nbdcopy_come_in_by_tls_alone() {
     let Some(certificates) = Certificates::make() else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -114,7 +114,7 @@ impl Display for Lines {
     fn begin(&mut self, number: usize, all: usize, cell: &Cell, trial: u32) {
         self.prefix = format!("[{}/{all}]", number + 1);
         self.shown = None;
-        eprintln!("{} {} (trial {trial})", self.prefix, cell.name);
+        crate::tell(&format!("{} {} (trial {trial})", self.prefix, cell.name));
     }
 
     fn progress(&mut self, progress: &Progress) {
@@ -123,16 +123,16 @@ impl Display for Lines {
         });
         if news {
             self.shown = Some((Instant::now(), progress.stage, progress.phase));
-            eprintln!("{}   {}", self.prefix, describe(progress));
+            crate::tell(&format!("{}   {}", self.prefix, describe(progress)));
         }
     }
 
     fn row(&mut self, row: &Row) {
-        eprintln!("{}", row_line(row));
+        crate::tell(&row_line(row));
     }
 
     fn say(&mut self, text: &str) {
-        eprintln!("{text}");
+        crate::tell(text);
     }
 }
 

@@ -26,10 +26,17 @@ pub mod run_loop;
 pub mod summary;
 pub mod trials;
 
+use std::io::Write;
+
 /// What the person gave can't be used; the program ends with status 2. The message names it and what would be accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadInput(pub String);
+
+/// A line on standard error for whoever looks. Where nobody does any more, what goes on goes on.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// The exit statuses of the program.
 pub mod status {

@@ -100,14 +100,20 @@ impl BitmapFile {
     /// The file is another disk's or in use, or the host's I/O failed.
     pub fn open(path: &Path, blocks: u64, block_bytes: u64) -> Result<(BitmapFile, UnitSet<Block>, Found), DiskError> {
         let io = |what| DiskError::io(what, path);
-        let file =
-            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(io("open"))?;
+        let options = || File::options().read(true).write(true).clone();
+        let (file, is_new) = match options().create_new(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (options().open(path), false),
+            made => (made, true),
+        };
+        let file = file.map_err(io("open"))?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             return Err(DiskError::InUse { path: path.to_owned() });
         }
         let virgin = Record::virgin(blocks, block_bytes, [0; 2]);
         let (record, areas, set, found) = match file.metadata().map_err(io("look at"))?.len() {
-            0 => (virgin, empty_areas(blocks), UnitSet::empty(blocks), Found::New),
+            0 if is_new => (virgin, empty_areas(blocks), UnitSet::empty(blocks), Found::New),
+            // Somebody has emptied it.
+            0 => (virgin, [None, None], UnitSet::full(blocks), Found::Torn),
             _ => {
                 let there = read(&file, &virgin, region_blocks(blocks, block_bytes)).map_err(|why| match why {
                     Unreadable::Alien => DiskError::AlienBitmap { path: path.to_owned() },
@@ -118,7 +124,13 @@ impl BitmapFile {
                 (there.record, areas, there.set, there.found)
             }
         };
-        Ok((Self::begin(path, file, record, areas, &set)?, set, found))
+        let this = Self::begin(path, file, record, areas, &set)?;
+        if is_new {
+            // A file is there after a power cut only if its folder says so.
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(DiskError::io("flush", folder))?;
+        }
+        Ok((this, set, found))
     }
 
     /// Creates the bitmap of a disk of so many blocks with a set of them, and says what that set is of.

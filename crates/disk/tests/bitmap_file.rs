@@ -50,6 +50,15 @@ fn an_orderly_end_is_exact_and_a_crash_is_rounded_up_to_regions() {
 }
 
 #[test]
+fn a_file_that_was_emptied_says_nothing() {
+    let (_folder, path) = place();
+    drop(open(&path).0);
+    fs::write(&path, []).unwrap();
+    let (_, set, found) = open(&path);
+    assert_eq!((set.count(), found), (BLOCKS, Found::Torn));
+}
+
+#[test]
 fn a_write_without_a_durable_intent_would_wait_and_one_with_goes_on() {
     let (_folder, path) = place();
     let (file, _, _) = open(&path);

@@ -19,8 +19,12 @@ pub enum Kind {
     Rate,
     /// A duration, `"300 ms"`.
     Duration,
+    /// A size of which a disk is cut: a power of two from 512 B to 1 GiB.
+    Chunk,
     /// A whole number that is not negative.
     Count,
+    /// A whole number of at least 1.
+    Positive,
     /// A number from 0 to 1.
     Ratio,
     /// Any number that is not negative.
@@ -53,10 +57,10 @@ impl Parameter {
     pub fn default_value(&self) -> Option<Value> {
         let text = self.default?;
         Some(match self.kind {
-            Kind::Count | Kind::Ratio | Kind::Number | Kind::Flag | Kind::Any => {
+            Kind::Count | Kind::Positive | Kind::Ratio | Kind::Number | Kind::Flag | Kind::Any => {
                 serde_json::from_str(text).unwrap_or_else(|_| text.into())
             }
-            Kind::Size | Kind::Rate | Kind::Duration | Kind::Choice(_) | Kind::Content => text.into(),
+            Kind::Size | Kind::Chunk | Kind::Rate | Kind::Duration | Kind::Choice(_) | Kind::Content => text.into(),
         })
     }
 }
@@ -274,6 +278,9 @@ impl Parameters {
     }
 }
 
+/// What a [`Kind::Chunk`] is.
+const A_CHUNK: &str = "a power of two from \"512 B\" to \"1 GiB\"";
+
 fn check(parameter: &Parameter, value: &Value) -> Result<Checked, ParameterError> {
     let key = || parameter.name.to_owned();
     let refuse = |accepted: &str| {
@@ -285,6 +292,10 @@ fn check(parameter: &Parameter, value: &Value) -> Result<Checked, ParameterError
         Kind::Size => {
             Ok(Checked::Number(quantity::size(text("a size such as \"256 MiB\"")?).map_err(quantity)?.0 as f64))
         }
+        Kind::Chunk => match quantity::size(text(A_CHUNK)?).map_err(quantity)?.0 {
+            bytes @ 512..=0x4000_0000 if bytes.is_power_of_two() => Ok(Checked::Number(bytes as f64)),
+            _ => refuse(A_CHUNK),
+        },
         Kind::Rate => Ok(Checked::Number(quantity::rate(text("a rate such as \"12 MiB/s\"")?).map_err(quantity)?.0)),
         Kind::Duration => {
             Ok(Checked::Number(quantity::duration(text("a duration such as \"300 ms\"")?).map_err(quantity)?.0 as f64))
@@ -292,6 +303,10 @@ fn check(parameter: &Parameter, value: &Value) -> Result<Checked, ParameterError
         Kind::Count => match value.as_u64() {
             Some(n) if n < 1 << 53 => Ok(Checked::Number(n as f64)),
             _ => refuse("a whole number such as 30"),
+        },
+        Kind::Positive => match value.as_u64() {
+            Some(n @ 1..) if n < 1 << 53 => Ok(Checked::Number(n as f64)),
+            _ => refuse("a whole number of at least 1"),
         },
         Kind::Ratio => match value.as_f64() {
             Some(n) if (0.0..=1.0).contains(&n) => Ok(Checked::Number(n)),
@@ -319,6 +334,8 @@ mod tests {
         Parameter { name: "rate", summary: "", kind: Kind::Rate, default: None },
         Parameter { name: "working_set", summary: "", kind: Kind::Size, default: Some("64 MiB") },
         Parameter { name: "rounds", summary: "", kind: Kind::Count, default: Some("30") },
+        Parameter { name: "every", summary: "", kind: Kind::Positive, default: Some("1") },
+        Parameter { name: "chunk", summary: "", kind: Kind::Chunk, default: Some("256 KiB") },
         Parameter { name: "pattern", summary: "", kind: Kind::Choice(&["uniform", "sweep"]), default: Some("uniform") },
     ];
 
@@ -340,5 +357,9 @@ mod tests {
         assert!(message(&[("working_set", json!("64 MB"))]).contains("working_set"));
         assert!(message(&[("pattern", json!("zigzag"))]).contains("uniform, sweep"));
         assert!(message(&[("rounds", json!(-1))]).contains("whole number"));
+        assert!(message(&[("every", json!(0))]).contains("at least 1"));
+        for chunk in ["0 KiB", "3 KiB", "4096 GiB"] {
+            assert!(message(&[("chunk", json!(chunk))]).contains("a power of two"));
+        }
     }
 }

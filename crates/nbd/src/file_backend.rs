@@ -155,9 +155,12 @@ impl FileBackend {
         rustix::fs::fallocate(&self.file, flags, offset, length)
     }
 
-    fn next_data(&self, offset: u64) -> Result<Option<u64>, Errno> {
+    /// Where data begins, from `offset` on; `None`: nowhere before `end`.
+    fn next_data(&self, offset: u64, end: u64) -> Result<Option<u64>, Errno> {
         match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) => Ok(Some(data)),
+            // Said too of what is behind the end of a file that somebody has cut short, and that is no hole.
+            Err(Errno::NXIO) if rustix::fs::seek(&self.file, SeekFrom::End(0))? < end => Err(Errno::IO),
             Err(Errno::NXIO) => Ok(None),
             Err(error) => Err(error),
         }
@@ -275,7 +278,7 @@ impl Backend for FileBackend {
         let end = offset + length;
         let mut position = offset;
         while position < end {
-            let data = self.next_data(position)?.unwrap_or(end).min(end);
+            let data = self.next_data(position, end)?.unwrap_or(end).min(end);
             if data > position && !extents.push(data - position, allocation::HOLE | allocation::ZERO) {
                 return Ok(());
             }
@@ -343,8 +346,9 @@ impl Backend for FileBackend {
         if !self.seeks_holes || length < HOLE_BYTES {
             return false;
         }
-        match self.next_data(offset) {
-            Ok(Some(data)) => data >= offset.saturating_add(length),
+        let end = offset.saturating_add(length);
+        match self.next_data(offset, end) {
+            Ok(Some(data)) => data >= end,
             Ok(None) => true,
             Err(_) => false,
         }

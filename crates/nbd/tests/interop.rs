@@ -13,7 +13,7 @@ use std::{
 
 use tempfile::TempDir;
 use whimbrel_nbd::{
-    Access, Backend, Client, ClientOptions, ErrorCode, Exports, FileBackend, MemoryBackend, NbdError, Server,
+    Access, Backend, Client, ClientOptions, ErrorCode, Exports, Extents, FileBackend, MemoryBackend, NbdError, Server,
     ShutdownHandle, ZeroMode, protocol::CONTEXT_ALLOCATION,
 };
 
@@ -487,4 +487,9 @@ fn a_file_backend_is_what_the_file_is() {
     let mut bytes = vec![9; 4096];
     backend.read(MIB, &mut bytes).unwrap();
     assert_eq!(bytes, [0; 4096]);
+    // What somebody has cut off is no hole.
+    File::options().write(true).open(&image.path).unwrap().set_len(2 * MIB).unwrap();
+    assert!(backend.is_zero(MIB, MIB) && !backend.is_zero(MIB, 2 * MIB) && !backend.is_zero(3 * MIB, MIB));
+    let mut extents = Extents::new(MIB, 8);
+    assert!(backend.block_status(CONTEXT_ALLOCATION, 3 * MIB, MIB, &mut extents).is_err());
 }

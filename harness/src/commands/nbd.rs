@@ -2,9 +2,11 @@
 
 use crate::cli::NbdServe;
 use crate::interrupt::Interrupt;
-use crate::{BadInput, status};
+use crate::{BadInput, status, tell};
 use anyhow::Context;
+use std::fs::{File, TryLockError};
 use std::net::ToSocketAddrs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use whimbrel_disk::{BLOCK_BYTES, Found, Volume, VolumeExport};
@@ -21,17 +23,19 @@ pub(super) fn serve(options: &NbdServe) -> anyhow::Result<u8> {
     let interrupt = Interrupt::on_signals()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let server = bind(listen, exports).await?.on_error(|error| eprintln!("whimbrel: a client failed: {error}"));
+        let failed = |error| tell(&format!("whimbrel: a client failed: {:#}", anyhow::Error::from(error)));
+        let server = bind(listen, exports).await?.on_error(failed);
         let address = server.local_address().map_or_else(|| listen.to_owned(), |a| a.to_string());
-        eprintln!("serving {} on {address}", options.images.join(", "));
+        tell(&format!("serving {} on {address}", options.images.join(", ")));
+        let socket = listen.strip_prefix("unix:").map(|path| (path, identity(path)));
         let (handle, shutdown) = ShutdownHandle::new();
         tokio::spawn(async move {
             interrupt.wait().await;
             handle.shut_down();
         });
         let served = server.run(shutdown).await;
-        if let Some(path) = listen.strip_prefix("unix:") {
-            // The socket is this server's own: it was bound to a path that did not exist.
+        // It was bound to a path that did not exist, but another may have taken that since.
+        if let Some((path, _)) = socket.filter(|(path, bound)| bound.is_some() && identity(path) == *bound) {
             let _ = std::fs::remove_file(path);
         }
         served.map_err(anyhow::Error::from)
@@ -40,6 +44,11 @@ pub(super) fn serve(options: &NbdServe) -> anyhow::Result<u8> {
         volume.close_bitmap().context("the bitmap's file could not be ended in order")?;
     }
     Ok(status::GOOD)
+}
+
+/// What tells a socket from another at the same path.
+fn identity(path: &str) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// The exports and, if its writes are recorded, the volume.
@@ -92,7 +101,14 @@ fn plain(image: &Path, read_only: bool) -> Result<FileBackend, BadInput> {
     if image.is_dir() {
         return Err(refuse(&"it is a folder"));
     }
-    let backend = FileBackend::open(image, access).map_err(|e| refuse(&e))?;
+    let file = File::options().read(true).write(!read_only).open(image).map_err(|e| refuse(&e))?;
+    // Whoever writes is alone, readers are among themselves. Where the file system knows no locks there is nothing to be known.
+    let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+    if let Err(TryLockError::WouldBlock) = locked {
+        let why = if read_only { "it is in use by who writes to it" } else { "it is in use" };
+        return Err(refuse(&why));
+    }
+    let backend = FileBackend::from_file(file, access).map_err(|e| refuse(&e))?;
     let size = backend.size_bytes();
     if size == 0 || size % SECTOR_BYTES != 0 {
         return Err(refuse(&format!("its size of {size} bytes is not a multiple of {SECTOR_BYTES}")));
@@ -102,14 +118,15 @@ fn plain(image: &Path, read_only: bool) -> Result<FileBackend, BadInput> {
 
 fn recorded(image: &Path, bitmap: &Path) -> Result<Volume, BadInput> {
     let opened = Volume::open_with_bitmap(image, BLOCK_BYTES, bitmap);
-    let (volume, found) = opened.map_err(|e| BadInput(format!("nbd serve {} --bitmap: {e}", image.display())))?;
+    let (volume, found) = opened
+        .map_err(|e| BadInput(format!("nbd serve {} --bitmap: {:#}", image.display(), anyhow::Error::from(e))))?;
     let said = match found {
         Found::New => "new, nothing is recorded yet",
         Found::Clean => "as it was left",
         Found::Crashed => "left by a crash: all that was written, and the rest of its regions",
         Found::Torn => "torn: every block counts as written",
     };
-    eprintln!("{}: {said}; {} blocks", bitmap.display(), volume.dirty_count());
+    tell(&format!("{}: {said}; {} blocks", bitmap.display(), volume.dirty_count()));
     Ok(volume)
 }
 
@@ -124,6 +141,9 @@ async fn bind(listen: &str, exports: Arc<Exports>) -> Result<Server, BadInput> {
     let refuse = |why: &dyn std::fmt::Display| {
         BadInput(format!("--listen {listen}: {why}; give a free HOST:PORT, or unix:PATH where nothing is"))
     };
+    if listen == "unix:" {
+        return Err(refuse(&"it names no path"));
+    }
     if let Some(path) = listen.strip_prefix("unix:") {
         return Server::bind_unix(path, exports).map_err(|e| refuse(&e));
     }

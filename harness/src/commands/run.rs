@@ -87,7 +87,7 @@ fn close(
     }
     text.push_str(&format!("\nresults: {}\n", folder.path().display()));
     if json_rows {
-        eprint!("{text}");
+        crate::tell(text.trim_end());
         return Ok(());
     }
     super::print(&text).map(drop)

@@ -339,8 +339,8 @@ fn check_guest(fields: &Fields<'_>, guest: Guest) -> Result<Guest, Mistake> {
         return refuse("ram", guest.ram, &accepted);
     }
     let block = guest.block_size.0;
-    if !block.is_power_of_two() || !(512..=1 << 26).contains(&block) {
-        return refuse("block_size", guest.block_size, "a power of two from \"512 B\" to \"64 MiB\"");
+    if !block.is_power_of_two() || !(512..=1 << 20).contains(&block) {
+        return refuse("block_size", guest.block_size, "a power of two from \"512 B\" to \"1 MiB\"");
     }
     match guest.disk {
         Some(_) if guest.brought.is_some() && guest.filled.0 > 0 => {

@@ -20,8 +20,8 @@ pub(super) const SOURCE: &str =
 
 pub(super) const CHUNK: Parameter = Parameter {
     name: "chunk",
-    summary: "what a write count is kept for; at least a block",
-    kind: Kind::Size,
+    summary: "what a write count is kept for; a block where that is more",
+    kind: Kind::Chunk,
     default: Some("256 KiB"),
 };
 pub(super) const MAX_ROUNDS: Parameter =

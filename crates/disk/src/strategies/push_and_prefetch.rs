@@ -32,14 +32,14 @@ pub(super) const PAPER: &str = "Nicolae, Cappello: a hybrid local storage transf
 
 pub(super) const THRESHOLD: Parameter = Parameter {
     name: "threshold",
-    summary: "a chunk that was written so often since the migration began is hot (hot = count); at least 1",
-    kind: Kind::Count,
+    summary: "a chunk that was written so often since the migration began is hot (hot = count)",
+    kind: Kind::Positive,
     default: Some("2"),
 };
 pub(super) const CHUNK: Parameter = Parameter {
     name: "chunk",
-    summary: "what a write count is kept for; at least a block",
-    kind: Kind::Size,
+    summary: "what a write count is kept for; a block where that is more",
+    kind: Kind::Chunk,
     default: Some("256 KiB"),
 };
 pub(super) const HOT: Parameter = Parameter {
@@ -77,7 +77,7 @@ const LOOK_EVERY: Nanos = Nanos(20_000_000);
 fn build(parameters: &Parameters, context: &BuildContext) -> Box<dyn Schedule<Block>> {
     let stretch = (parameters.size(CHUNK.name).0 / context.block_bytes).max(1);
     Box::new(PushAndPrefetch {
-        threshold: u32::try_from(parameters.count(THRESHOLD.name)).unwrap_or(u32::MAX).max(1),
+        threshold: u32::try_from(parameters.count(THRESHOLD.name)).unwrap_or(u32::MAX),
         stretch,
         by_count: parameters.word(HOT.name) == "count",
         order: match parameters.word(PREFETCH.name) {
@@ -157,7 +157,7 @@ impl Schedule<Block> for PushAndPrefetch {
                 *held = weight;
             }
         }
-        let mut chunks = self.chunks(view.unfetched);
+        let mut chunks: Vec<u64> = self.chunks(view.unfetched).collect();
         // Stable: where the counts are equal, the index decides.
         chunks.sort_by_key(|chunk| std::cmp::Reverse(weights.get(*chunk as usize).copied().unwrap_or(0)));
         let extents = chunks.iter().flat_map(|chunk| self.within(view.unfetched, *chunk)).collect();
@@ -168,11 +168,11 @@ impl Schedule<Block> for PushAndPrefetch {
 impl PushAndPrefetch {
     fn push(&mut self, view: &View<'_, Block>) -> Vec<Step<Block>> {
         self.heat(view.counts);
-        let mut cold: Vec<u64> = self.chunks(view.unsent);
-        cold.retain(|chunk| !self.is_hot(*chunk, view.counts));
+        let mut cold = self.chunks(view.unsent).filter(|chunk| !self.is_hot(*chunk, view.counts));
         let batch: Vec<Extent> =
-            cold.iter().take(BATCH_CHUNKS).flat_map(|chunk| self.within(view.unsent, *chunk)).collect();
-        let waits = cold.split_off(cold.len().min(BATCH_CHUNKS));
+            cold.by_ref().take(BATCH_CHUNKS).flat_map(|chunk| self.within(view.unsent, chunk)).collect();
+        // The rest of the disk is looked at only where it matters what is written while it waits.
+        let waits: Vec<u64> = if self.by_count { Vec::new() } else { cold.collect() };
         self.seen = waits.iter().map(|chunk| view.counts.map_or(0, |counts| counts.of_stretch(*chunk))).collect();
         self.waited = waits;
 
@@ -196,7 +196,7 @@ impl PushAndPrefetch {
 
     /// Whether something was written since the last take that is to be pushed again.
     fn rewritten(&self, view: &View<'_, Block>) -> bool {
-        view.peeked.is_some_and(|peeked| self.chunks(peeked).iter().any(|chunk| !self.is_hot(*chunk, view.counts)))
+        view.peeked.is_some_and(|peeked| self.chunks(peeked).any(|chunk| !self.is_hot(chunk, view.counts)))
     }
 
     /// Notes which chunks were written while they waited.
@@ -218,14 +218,13 @@ impl PushAndPrefetch {
     }
 
     /// The chunks that hold members of a set, ascending.
-    fn chunks(&self, set: &UnitSet<Block>) -> Vec<u64> {
-        let mut chunks = Vec::new();
-        let mut at = 0;
-        while let Some(block) = set.next(at) {
-            chunks.push(block / self.stretch);
-            at = (block / self.stretch + 1) * self.stretch;
-        }
-        chunks
+    fn chunks<'a>(&self, set: &'a UnitSet<Block>) -> impl Iterator<Item = u64> + use<'a> {
+        let (stretch, mut at) = (self.stretch, 0);
+        std::iter::from_fn(move || {
+            let chunk = set.next(at)? / stretch;
+            at = (chunk + 1) * stretch;
+            Some(chunk)
+        })
     }
 
     /// The members of a set that lie in a chunk.

@@ -6,7 +6,7 @@
 use crate::select::{MakeSelect, Select, SelectView};
 use whimbrel_model::registry::Kind;
 use whimbrel_model::strategy::Stage;
-use whimbrel_model::{Entry, Extent, Parameter, ParameterError};
+use whimbrel_model::{Entry, Extent, Parameter};
 
 pub(super) const ENTRY: Entry<MakeSelect> = Entry {
     name: "soft",
@@ -14,18 +14,11 @@ pub(super) const ENTRY: Entry<MakeSelect> = Entry {
     parameters: &[Parameter {
         name: "ask_every",
         summary: "pages that go between two questions to the guest; the first comes before any page",
-        kind: Kind::Count,
+        kind: Kind::Positive,
         default: Some("16384"),
     }],
     source: "Koto et al., SonicMigration, APSys 2012; of its soft pages the free ones",
-    build: |parameters| match parameters.count("ask_every") {
-        0 => Err(ParameterError::Value {
-            key: "ask_every".to_owned(),
-            found: "0".to_owned(),
-            accepted: "at least 1 page".to_owned(),
-        }),
-        every => Ok(Box::new(Soft { every })),
-    },
+    build: |parameters| Ok(Box::new(Soft { every: parameters.count("ask_every") })),
 };
 
 struct Soft {
