@@ -85,7 +85,10 @@ impl Environment {
             clock_source: read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             load: read("/proc/loadavg").and_then(|l| l.split(' ').next()?.parse().ok()),
             qemu: with_qemu.then(|| qemu::version().ok()).flatten(),
-            guest_kernel: with_qemu.then(Kernel::here).flatten().map(|kernel| kernel.image.display().to_string()),
+            guest_kernel: with_qemu
+                .then(Kernel::here)
+                .flatten()
+                .and_then(|k| Some(k.image.file_name()?.display().to_string())),
             warnings: Vec::new(),
         };
         environment.warnings = environment.doubts();

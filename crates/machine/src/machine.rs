@@ -67,6 +67,12 @@ pub trait Machine: Send + Sync {
         Ok(Some(Testimony { state: self.save_state()?, frames: None }))
     }
 
+    /// What a switchover takes, about, whatever the bytes and the link: to pause, to drain, to save the state and to take it up. A
+    /// downtime is predicted from it; two round trips come to it.
+    fn switchover(&self) -> Nanos {
+        Nanos(500_000)
+    }
+
     /// What the guest knows of its own pages. To be asked while it runs, and, where pages are to be left out by the answer,
     /// once the dirty log is armed: see [`Hints`]. Where the guest must be waited for, `given_up` is asked now and then whether
     /// the answer is wanted no more.

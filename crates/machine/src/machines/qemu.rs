@@ -406,6 +406,11 @@ impl Machine for QemuMachine {
         Ok(Some(Testimony { state: state.into_bytes(), frames: Some(frames) }))
     }
 
+    /// As measured, 10 to 17 ms under TCG on two cores; most of it is QEMU's, to save the state of its devices and to load it.
+    fn switchover(&self) -> Nanos {
+        Nanos(12_000_000)
+    }
+
     fn hints(&self, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
         let over = || self.ended().or_else(|| given_up().then(|| "the move has ended".to_owned()));
         self.inside.agent()?.hints(self.ram.pages(), HINTS, &over)

@@ -29,9 +29,6 @@ use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Need
 use whimbrel_wire::page_frames::{Frame, HEADER_BYTES};
 use whimbrel_wire::{AsyncLinkStream, Class, LinkStream, Severer, clock};
 
-/// What of a downtime depends neither on bytes nor on the link: the pause, the drain, the state. Two round trips come to it.
-const FIXED_COST: Nanos = Nanos(500_000);
-
 /// Between two reports of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -137,7 +134,7 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<L
             .transpose()?,
         coordinator: movement.coordinator.build(),
         limits: Limits {
-            fixed_cost: Nanos(FIXED_COST.0 + 2 * round_trip_ns),
+            fixed_cost: Nanos(machine.switchover().0 + 2 * round_trip_ns),
             link: movement.link.path_bytes_per_s.map(ByteRate),
         },
     };

@@ -145,7 +145,7 @@ const MOST_CACHE_BYTES: u64 = 16 << 30;
 fn downtime(given: &Parameters, mut settings: Value) -> Result<Value, ParameterError> {
     let longest = given.duration(DOWNTIME.name);
     match longest.0 / 1_000_000 {
-        ms @ 1..=MOST_DOWNTIME_MS if longest.0 % 1_000_000 == 0 => settings["downtime-limit"] = ms.into(),
+        ms @ 1..=MOST_DOWNTIME_MS if longest.0.is_multiple_of(1_000_000) => settings["downtime-limit"] = ms.into(),
         _ => return refuse(DOWNTIME, format!("{} ns", longest.0), "whole milliseconds, from 1 ms to 2000 s"),
     }
     Ok(settings)

@@ -4,7 +4,8 @@ use crate::error::MachineError;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::RawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How long a QEMU that has closed its monitor may take to end.
 const ENDING: Duration = Duration::from_secs(2);
+
+/// Bytes of a log in which a message is looked for: more than the stacks that follow a panic.
+const LOOKED_AT: u64 = 64 << 10;
 
 /// Bytes of a log that a message shows.
 const SHOWN: usize = 600;
@@ -41,7 +45,7 @@ impl Process {
     /// # Errors
     /// The program can't be started.
     pub(super) fn start(mut command: Command, folder: &Path) -> Result<Self, MachineError> {
-        let log = std::fs::File::create(folder.join("qemu.log"))?;
+        let log = File::create(folder.join("qemu.log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let exited = Arc::new(Mutex::new(None));
         let told = Arc::clone(&exited);
@@ -106,7 +110,7 @@ impl Process {
 
     /// The end of one of the logs in the folder, for a message; of a kernel that panicked, why.
     pub(super) fn last_words(&self, log: &str) -> String {
-        let bytes = std::fs::read(self.folder.join(log)).unwrap_or_default();
+        let bytes = tail(&self.folder.join(log)).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         if let Some(panic) = text.lines().find(|line| line.contains(PANIC)) {
             return format!("; {log} says: {}", panic.trim());
@@ -151,6 +155,16 @@ impl Process {
         let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
         Some(ticks * (1_000_000_000 / rustix::param::clock_ticks_per_second().max(1)))
     }
+}
+
+/// The end of a log, which a guest may have made as long as it likes.
+fn tail(log: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(log)?;
+    let length = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(LOOKED_AT)))?;
+    let mut bytes = Vec::new();
+    file.take(LOOKED_AT).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl Drop for Process {
