@@ -136,7 +136,7 @@ pub fn qemu_tracking(options: &Options, tally: &mut Tally) -> Outcome {
     let span = Duration::from_millis(if options.quick { 200 } else { 600 });
     let (tracked, untouched) = (guest()?, guest()?);
     let guests: [&dyn Machine; 2] = [&*tracked, &*untouched];
-    let turns = options.pairs(400);
+    let turns = options.pairs(1000);
     guests.iter().for_each(|guest| run_for(*guest, RECOVERY));
     let before = ratios(guests, turns);
     let mut log = (DIRTY_LOGS.entries[0].build)(tracked.ram()).map_err(|error| in_words(&error))?;
