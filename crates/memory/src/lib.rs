@@ -4,7 +4,6 @@ pub mod dirty_log;
 pub mod dirty_logs;
 pub mod error;
 pub mod faults;
-mod huge;
 pub mod marks;
 pub mod pagemap;
 pub mod probe;

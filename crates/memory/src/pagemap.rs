@@ -1,5 +1,4 @@
-//! The PAGEMAP_SCAN ioctl (Linux 6.7): which pages of a process's range were written, and protecting them again; and which
-//! are mapped as huge ones.
+//! The PAGEMAP_SCAN ioctl (Linux 6.7): which pages of a process's range were written, and protecting them again.
 
 use crate::error::{MemoryError, Result};
 use linux_raw_sys::general as raw;
@@ -40,32 +39,10 @@ impl Pagemap {
     /// each is protected again in the same step: a later write is seen by the next scan.
     ///
     /// The range must be registered for asynchronous write-protection as a whole.
-    ///
-    /// # Errors
-    /// The kernel lacks the ioctl, or the range is not registered so.
-    pub fn written(&mut self, start: u64, end: u64, protect: bool, each: impl FnMut(u64, u64)) -> Result<()> {
-        let flags = raw::PM_SCAN_CHECK_WPASYNC | if protect { raw::PM_SCAN_WP_MATCHING } else { 0 };
-        self.walk((start, end), flags, raw::PAGE_IS_WRITTEN, each)
-    }
-
-    /// Calls `each` with every run of addresses in `start..end` that is mapped by entries of huge pages.
-    ///
-    /// # Errors
-    /// The kernel lacks the ioctl.
-    pub(crate) fn huge(&mut self, start: u64, end: u64, each: impl FnMut(u64, u64)) -> Result<()> {
-        self.walk((start, end), 0, raw::PAGE_IS_HUGE, each)
-    }
-
-    fn walk(
-        &mut self,
-        (start, end): (u64, u64),
-        flags: u32,
-        category: u32,
-        mut each: impl FnMut(u64, u64),
-    ) -> Result<()> {
+    pub fn written(&mut self, start: u64, end: u64, protect: bool, mut each: impl FnMut(u64, u64)) -> io::Result<()> {
         let mut at = start;
         while at < end {
-            let (found, walk_end) = self.scan((at, end), flags, category).map_err(told)?;
+            let (found, walk_end) = self.scan(at, end, protect)?;
             // The walk ends when a call finds nothing: `walk_end` of a complete walk may lie short of the end.
             let Some(last) = self.regions[..found].last() else { return Ok(()) };
             at = walk_end.max(last.end);
@@ -76,7 +53,8 @@ impl Pagemap {
         Ok(())
     }
 
-    fn scan(&mut self, (start, end): (u64, u64), flags: u32, category: u32) -> io::Result<(usize, u64)> {
+    fn scan(&mut self, start: u64, end: u64, protect: bool) -> io::Result<(usize, u64)> {
+        let flags = raw::PM_SCAN_CHECK_WPASYNC | if protect { raw::PM_SCAN_WP_MATCHING } else { 0 };
         let mut argument = raw::pm_scan_arg {
             size: size_of::<raw::pm_scan_arg>() as u64,
             flags: u64::from(flags),
@@ -87,9 +65,9 @@ impl Pagemap {
             vec_len: self.regions.len() as u64,
             max_pages: 0,
             category_inverted: 0,
-            category_mask: u64::from(category),
+            category_mask: u64::from(raw::PAGE_IS_WRITTEN),
             category_anyof_mask: 0,
-            return_mask: u64::from(category),
+            return_mask: u64::from(raw::PAGE_IS_WRITTEN),
         };
         // SAFETY: the kernel reads and writes one `pm_scan_arg`, and at most `vec_len` regions at `vec`; both are borrowed
         // exclusively for the call.
@@ -97,16 +75,5 @@ impl Pagemap {
         // No retry: an interrupted call may have protected pages that it didn't report. The kernel interrupts it only
         // for a process that is being killed.
         usize::try_from(found).map(|found| (found, argument.walk_end)).map_err(|_| io::Error::last_os_error())
-    }
-}
-
-fn told(source: io::Error) -> MemoryError {
-    match source.raw_os_error() {
-        Some(libc::ENOTTY | libc::EINVAL) => MemoryError::Unavailable {
-            what: "the dirty log",
-            remedy: "the PAGEMAP_SCAN ioctl needs Linux 6.7 or newer".to_owned(),
-            source: Some(source),
-        },
-        _ => MemoryError::Kernel { call: "PAGEMAP_SCAN", source },
     }
 }

@@ -12,13 +12,10 @@
 //! In another process the log may be armed first: nothing is mapped there, and what is protected are the places of pages.
 //! Within this one faults are served first.
 //!
-//! The huge pages that were mapped before the log are mapped again when the registration ends: see [`crate::huge`].
-//!
 //! When the last page has come while the log is armed, the registration stays until the log is disarmed, and with it the
 //! thread that answers faults: to unregister would lift the write-protection.
 
 use crate::error::{MemoryError, Result};
-use crate::huge::HugePages;
 use crate::pagemap::Pagemap;
 use crate::ram::GuestRam;
 use crate::uffd::{FAULT_FEATURES, LOG_FEATURES, Modes, Uffd};
@@ -52,8 +49,6 @@ struct Uses {
     log: bool,
     faults: bool,
     lingering: Option<Box<dyn Server>>,
-    /// What was mapped as huge pages when the log was armed.
-    taken_apart: Option<HugePages>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -122,24 +117,9 @@ impl Watch {
         self.uffd.register(self.address, self.pages * PAGE_BYTES, modes).map_err(MemoryError::kernel("UFFDIO_REGISTER"))
     }
 
-    fn unregister(&self, uses: &mut Uses) -> Result<()> {
+    fn unregister(&self) -> Result<()> {
         self.blocking.store(false, Ordering::SeqCst);
-        let answer = self.uffd.unregister(self.address, self.pages * PAGE_BYTES);
-        // Not before: the kernel maps no huge page where something is protected.
-        if let Some(huge) = uses.taken_apart.take() {
-            huge.map_again();
-        }
-        answer.map_err(MemoryError::kernel("UFFDIO_UNREGISTER"))
-    }
-
-    /// Asks the page map something of the whole range.
-    fn ask<T>(&self, question: impl FnOnce(&mut Pagemap, u64, u64) -> Result<T>) -> Result<T> {
-        let mut pagemap = self.pagemap.lock().unwrap_or_else(PoisonError::into_inner);
-        let pagemap = match &mut *pagemap {
-            Some(open) => open,
-            none => none.insert(Pagemap::open(self.process)?),
-        };
-        question(pagemap, self.address, self.address + self.pages * PAGE_BYTES)
+        self.uffd.unregister(self.address, self.pages * PAGE_BYTES).map_err(MemoryError::kernel("UFFDIO_UNREGISTER"))
     }
 
     /// Protects every page against writes, for the dirty log; `again` if this log is armed already.
@@ -150,9 +130,6 @@ impl Watch {
             return Err(MemoryError::OutOfTurn("another dirty log over the same RAM is armed"));
         }
         if !uses.log && !uses.faults {
-            if let Some(process) = self.process {
-                uses.taken_apart = self.ask(|pagemap, base, end| HugePages::mapped(pagemap, process, base, end))?;
-            }
             self.register(Modes { write_protect: true, ..Modes::default() })?;
         }
         uses.log = true;
@@ -173,7 +150,7 @@ impl Watch {
             return Ok(());
         }
         let lingering = uses.lingering.take();
-        let answer = self.unregister(&mut uses);
+        let answer = self.unregister();
         drop(uses);
         drop(lingering);
         answer
@@ -181,10 +158,22 @@ impl Watch {
 
     /// Calls `each` with every run of pages that was written since it was protected, as first page and end.
     pub(crate) fn written(&self, protect: bool, mut each: impl FnMut(u64, u64)) -> Result<()> {
-        self.ask(|pagemap, base, end| {
-            pagemap
-                .written(base, end, protect, |start, end| each((start - base) / PAGE_BYTES, (end - base) / PAGE_BYTES))
-        })
+        let mut pagemap = self.pagemap.lock().unwrap_or_else(PoisonError::into_inner);
+        let pagemap = match &mut *pagemap {
+            Some(open) => open,
+            none => none.insert(Pagemap::open(self.process)?),
+        };
+        let (base, end) = (self.address, self.address + self.pages * PAGE_BYTES);
+        pagemap
+            .written(base, end, protect, |start, end| each((start - base) / PAGE_BYTES, (end - base) / PAGE_BYTES))
+            .map_err(|source| match source.raw_os_error() {
+                Some(libc::ENOTTY | libc::EINVAL) => MemoryError::Unavailable {
+                    what: "the dirty log",
+                    remedy: "the PAGEMAP_SCAN ioctl needs Linux 6.7 or newer".to_owned(),
+                    source: Some(source),
+                },
+                _ => MemoryError::Kernel { call: "PAGEMAP_SCAN", source },
+            })
     }
 
     /// Registers the mapping for missing and minor faults, and drops its entries.
@@ -203,7 +192,7 @@ impl Watch {
         if !self.is_outside()
             && let Err(error) = ram.unmap_guest()
         {
-            self.unregister(&mut uses)?;
+            self.unregister()?;
             return Err(error);
         }
         uses.faults = true;
@@ -221,7 +210,7 @@ impl Watch {
             uses.lingering = server;
             Ok(())
         } else {
-            let answer = self.unregister(&mut uses);
+            let answer = self.unregister();
             drop(uses);
             drop(server);
             answer

@@ -7,7 +7,6 @@ mod kernel;
 
 use kernel::{or_skip, set};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -18,56 +17,33 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use whimbrel_memory::dirty_logs::UserfaultLog;
-use whimbrel_memory::ram::PageWords;
 use whimbrel_memory::watch::Watch;
 use whimbrel_memory::{DirtyLog, GuestRam, uffd};
 use whimbrel_model::Extent;
 
 const PAGES: u64 = 256;
-/// Three huge pages of 2 MiB.
-const PAGES_OF_HUGE_ONES: u64 = 1536;
-/// How many pages the guest has. So many as make [`PAGES_OF_HUGE_ONES`] are mapped as huge ones.
 const ROLE: &str = "WHIMBREL_TEST_GUEST";
 
 /// The guest's side: hands over its RAM, then writes and reads pages as it is told. A test like the others, that passes
 /// at once unless it is told to be the guest.
 #[test]
 fn guest() {
-    let Ok(pages) = std::env::var(ROLE) else { return };
-    let pages: u64 = pages.parse().unwrap();
+    if std::env::var_os(ROLE).is_none() {
+        return;
+    }
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
-    let ram = GuestRam::create(pages * 4096).unwrap();
-    let huge = (pages == PAGES_OF_HUGE_ONES).then(|| mapped_huge(&ram));
-    let page_of = |page: u64| huge.map_or_else(|| ram.guest_page(page), |huge| &huge[page as usize]);
+    let ram = GuestRam::create(PAGES * 4096).unwrap();
     let fds = match uffd::open_fresh() {
         Ok((fd, _)) => vec![ram.fd().try_clone_to_owned().unwrap(), fd],
         Err(_) => vec![ram.fd().try_clone_to_owned().unwrap()],
     };
-    send_descriptors(&socket, &fds, page_of(0).as_ptr() as u64);
+    send_descriptors(&socket, &fds, ram.guest_address());
     for line in BufReader::new(&socket).lines() {
         let line = line.unwrap();
         let (verb, page) = line.split_once(' ').unwrap();
-        let word = &page_of(page.parse().unwrap())[0];
+        let word = &ram.guest_page(page.parse().unwrap())[0];
         let value = if verb == "write" { word.fetch_add(1, Ordering::Relaxed) } else { word.load(Ordering::Relaxed) };
         writeln!(&socket, "{value}").unwrap();
-    }
-}
-
-/// Another mapping of the RAM, as huge pages if the kernel does that; it lives as long as the process.
-fn mapped_huge(ram: &GuestRam) -> &'static [PageWords] {
-    // Of nothing no huge page is made.
-    (0..ram.pages()).for_each(|page| ram.guest_page(page)[1].store(1, Ordering::Relaxed));
-    let bytes = ram.pages() as usize * 4096;
-    let (protection, huge) = (ProtFlags::READ | ProtFlags::WRITE, 2 << 20);
-    // SAFETY: the first mapping is new, at a place that the kernel chooses and nobody else knows. The second replaces a part
-    // of it: huge pages can be mapped at their own multiples only. It is shared memory, of which atomics are made.
-    unsafe {
-        let reserved =
-            mmap_anonymous(std::ptr::null_mut(), bytes + huge, ProtFlags::empty(), MapFlags::PRIVATE).unwrap();
-        let place = reserved.byte_add(reserved.align_offset(huge));
-        let place = mmap(place, bytes, protection, MapFlags::SHARED | MapFlags::FIXED, ram.fd(), 0).unwrap();
-        libc::madvise(place, bytes, linux_raw_sys::general::MADV_COLLAPSE.cast_signed());
-        std::slice::from_raw_parts(place.cast(), ram.pages() as usize)
     }
 }
 
@@ -89,15 +65,10 @@ struct Guest {
 impl Guest {
     /// Starts the guest and takes over the watch of its RAM; `None` where it could not open a userfaultfd.
     fn start(test: &str) -> Option<Self> {
-        Some(Self::start_with(test, PAGES)?.0)
-    }
-
-    /// As [`Guest::start`], with so many pages; and where the guest has mapped them.
-    fn start_with(test: &str, pages: u64) -> Option<(Self, u64)> {
         let (socket, theirs) = UnixStream::pair().unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["guest", "--exact", "--nocapture"])
-            .env(ROLE, pages.to_string())
+            .env(ROLE, "1")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()
@@ -111,25 +82,16 @@ impl Guest {
             RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
             _ => vec![],
         });
-        let ram = GuestRam::from_fd(fds.next().unwrap(), pages * 4096).unwrap();
+        let ram = GuestRam::from_fd(fds.next().unwrap(), PAGES * 4096).unwrap();
         let uffd = fds.next();
         let guest = Guest { child, socket, ram };
         let Some(uffd) = uffd else {
             eprintln!("SKIPPED: {test}: the other process may not open a userfaultfd");
             return None;
         };
-        let address = u64::from_ne_bytes(address);
-        let watch = Watch::outside(guest.child.id(), address, pages, uffd);
+        let watch = Watch::outside(guest.child.id(), u64::from_ne_bytes(address), PAGES, uffd);
         guest.ram.watch_by(or_skip(test, watch)?).unwrap();
-        Some((guest, address))
-    }
-
-    /// How much of what is mapped at `address` is mapped as huge pages, in KiB.
-    fn huge_kib(&self, address: u64) -> u64 {
-        let maps = std::fs::read_to_string(format!("/proc/{}/smaps", self.child.id())).unwrap();
-        let mapping = maps.split_once(&format!("{address:x}-")).unwrap().1;
-        let field = mapping.split_once("ShmemPmdMapped:").unwrap().1;
-        field.split_whitespace().next().unwrap().parse().unwrap()
+        Some(guest)
     }
 
     fn tell(&self, verb: &str, page: u64) {
@@ -176,32 +138,6 @@ fn writes_of_another_process_are_logged() {
     assert_eq!(guest.ram.host_page(3)[0].load(Ordering::Relaxed), 2);
     log.disarm().unwrap();
     assert_eq!(guest.ask("write", 3), 2);
-}
-
-#[test]
-fn huge_pages_that_a_log_took_apart_are_whole_after_it() {
-    let test = "huge_pages_that_a_log_took_apart";
-    let Some((guest, address)) = Guest::start_with(test, PAGES_OF_HUGE_ONES) else { return };
-    guest.ask("write", 600);
-    if guest.huge_kib(address) != PAGES_OF_HUGE_ONES * 4 {
-        eprintln!("SKIPPED: {test}: this kernel maps no huge pages of a memory object at request");
-        return;
-    }
-    let mut log = UserfaultLog::over(&guest.ram).unwrap();
-    for round in 1..3 {
-        if or_skip(test, log.arm()).is_none() {
-            return;
-        }
-        for page in [3, 600] {
-            guest.ask("write", page);
-        }
-        assert_eq!(log.take().unwrap(), set(PAGES_OF_HUGE_ONES, [3, 600]), "it is by small pages that writes are told");
-        assert_eq!(guest.huge_kib(address), 0);
-        log.arm().unwrap();
-        log.disarm().unwrap();
-        assert_eq!(guest.huge_kib(address), PAGES_OF_HUGE_ONES * 4, "after {round} logs");
-        assert_eq!((guest.ask("read", 3), guest.ask("read", 600), guest.ask("read", 4)), (round, round + 1, 0));
-    }
 }
 
 #[test]
