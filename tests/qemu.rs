@@ -61,8 +61,8 @@ fn run(folder: &Path, experiment: &str, path: Option<&Path>) -> (Output, Vec<Val
 
 /// A guest can't lose more work than it would have done meanwhile.
 fn no_more_was_lost_than_could_be_done(row: &Value) {
-    let figure = |path: &str| row.pointer(path).and_then(Value::as_f64);
-    let figures = (figure("/work/lost_units"), figure("/work/baseline_units_per_s"), figure("/total_ns"));
+    let work = &row["work"];
+    let figures = (work["lost_units"].as_f64(), work["baseline_units_per_s"].as_f64(), row["total_ns"].as_f64());
     if let (Some(lost), Some(rate), Some(total_ns)) = figures {
         // A heartbeat's worth more: it is by these that work is known.
         assert!(lost <= rate * (total_ns / 1e9 + 0.05), "{row:#}");
