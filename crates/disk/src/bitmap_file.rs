@@ -92,6 +92,12 @@ struct Log {
 /// A write under way; its marks must be made before this is dropped.
 pub struct Intent<'a>(#[expect(dead_code, reason = "held, not looked at")] RwLockReadGuard<'a, ()>);
 
+/// A new file is there after a power cut only if its folder says so.
+fn flush_folder(path: &Path) -> Result<(), DiskError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(DiskError::io("flush", folder))
+}
+
 impl BitmapFile {
     /// Opens the bitmap of a disk of so many blocks, or creates it, with the set that it stands for. From then on the file
     /// says that it isn't clean.
@@ -126,9 +132,7 @@ impl BitmapFile {
         };
         let this = Self::begin(path, file, record, areas, &set)?;
         if is_new {
-            // A file is there after a power cut only if its folder says so.
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(DiskError::io("flush", folder))?;
+            flush_folder(path)?;
         }
         Ok((this, set, found))
     }
@@ -144,7 +148,9 @@ impl BitmapFile {
             return Err(DiskError::InUse { path: path.to_owned() });
         }
         let record = Record::virgin(set.len(), block_bytes, about);
-        Self::begin(path, file, record, empty_areas(set.len()), set)
+        let this = Self::begin(path, file, record, empty_areas(set.len()), set)?;
+        flush_folder(path)?;
+        Ok(this)
     }
 
     fn begin(

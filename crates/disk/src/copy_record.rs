@@ -22,7 +22,6 @@
 use crate::bitmap::BlockBitmap;
 use crate::bitmap_file::{BitmapFile, Found};
 use crate::error::DiskError;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -55,8 +54,6 @@ impl CopyRecord {
     /// There is a file of that name, or the host's I/O failed.
     pub fn create(path: &Path, block_bytes: u64, about: [u64; 2], lacking: &UnitSet<Block>) -> Result<Self, DiskError> {
         let file = BitmapFile::create(path, block_bytes, about, lacking)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(DiskError::io("flush", folder))?;
         Ok(Self::over(file, block_bytes, lacking))
     }
 

@@ -29,4 +29,4 @@ pub use export::{CONTEXT_DIRTY, IncomingExport, OutgoingExport, PulledAs, Volume
 pub use guest_disk::GuestDisk;
 pub use strategies::{DISK_PRESETS, DISK_STRATEGIES};
 pub use strategy::{BuildContext, DiskChoice, DiskStrategy};
-pub use volume::{BLOCK_BYTES, Fetch, MirrorSink, Push, RemoteDisk, Volume};
+pub use volume::{BLOCK_BYTES, BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Fetch, MirrorSink, Push, RemoteDisk, Volume};

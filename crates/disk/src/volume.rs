@@ -71,8 +71,10 @@ pub const BLOCK_BYTES: u64 = 4096;
 /// Zeroes that may become a hole.
 const A_HOLE_WILL_DO: ZeroMode = ZeroMode { may_trim: true, fua: false, fast: false };
 
-const BLOCK_BYTES_MIN: u64 = 512;
-const BLOCK_BYTES_MAX: u64 = 1 << 20;
+/// The smallest block that a volume may have.
+pub const BLOCK_BYTES_MIN: u64 = 512;
+/// The largest. The message of [`DiskError`] has both in words.
+pub const BLOCK_BYTES_MAX: u64 = 1 << 20;
 
 /// A guest's disk in a raw image file, with its bitmaps.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use super::tree::{Mistake, Node};
 use crate::families::{self, CoordinatorChoice, DiskChoice, MemoryChoice, WorkloadChoice};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use whimbrel_disk::BuildContext as DiskContext;
+use whimbrel_disk::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BuildContext as DiskContext};
 use whimbrel_machine::{Brought, OwnMove};
 use whimbrel_migration::commands::Software;
 use whimbrel_model::content::UNIT_BYTES;
@@ -339,7 +339,7 @@ fn check_guest(fields: &Fields<'_>, guest: Guest) -> Result<Guest, Mistake> {
         return refuse("ram", guest.ram, &accepted);
     }
     let block = guest.block_size.0;
-    if !block.is_power_of_two() || !(512..=1 << 20).contains(&block) {
+    if !block.is_power_of_two() || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block) {
         return refuse("block_size", guest.block_size, "a power of two from \"512 B\" to \"1 MiB\"");
     }
     match guest.disk {

@@ -138,7 +138,7 @@ pub static OWN: Registry<Own> = Registry {
 /// The longest pause that QEMU can be asked for.
 const MOST_DOWNTIME_MS: u64 = 2_000_000;
 
-/// The largest cache: QEMU sees to a table of it before the first page, which takes it a minute for a terabyte.
+/// The largest cache. With one of a terabyte a run had not got beyond its beginning after a minute.
 const MOST_CACHE_BYTES: u64 = 16 << 30;
 
 /// `settings`, with the longest pause. There is no limit to the rate but the link's.
