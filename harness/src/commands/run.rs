@@ -20,6 +20,7 @@ pub(super) fn run(file: Option<&Path>, options: &RunOptions) -> anyhow::Result<u
         limits::check(&experiment, host, true)?;
     }
     if options.source.is_none() {
+        limits::check_machines(&experiment)?;
         limits::check_brought(&experiment)?;
         limits::check_throttles(&experiment)?;
     }

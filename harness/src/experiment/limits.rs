@@ -89,6 +89,26 @@ pub fn check_brought(experiment: &Experiment) -> Result<(), Mistake> {
     Err(Mistake { origin: experiment.origin.clone(), place, message: error.to_string() })
 }
 
+/// Sees that the kinds of machine that cells name can be had here.
+///
+/// # Errors
+/// The first that can't.
+pub fn check_machines(experiment: &Experiment) -> Result<(), Mistake> {
+    let mut kinds: Vec<&str> = experiment.cells.iter().map(|cell| cell.setting.guest.machine).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    for name in kinds {
+        let kind = &whimbrel_machine::MACHINES.find(name).expect("the name was looked up in the registry").build;
+        if let Err(why) = (kind.here)() {
+            let key = ["guest".to_owned(), "machine".to_owned()];
+            let place = experiment.tree.at(&key).map_or(Place::Missing, |f| f.place.clone());
+            let message = format!("guest.machine: {name:?} can't be had on this host: {why}; or write \"thread\"");
+            return Err(Mistake { origin: experiment.origin.clone(), place, message });
+        }
+    }
+    Ok(())
+}
+
 /// Sees that guests which a strategy may slow can be slowed here.
 ///
 /// # Errors

@@ -16,6 +16,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     source: "Whimbrel, the floor of the measurement",
     build: Kind {
         build: |setup| Ok(Arc::new(Null { stopped: ThreadMachine::new(setup)? })),
+        here: || Ok(()),
         workload_pages: Ok,
         own: NO_OWN,
         own_disk: NO_OWN_DISK,

@@ -14,6 +14,7 @@
 //! the memfd of the other QEMU, as it does for any machine.
 
 pub mod accelerator;
+mod boot;
 mod command;
 mod drive;
 mod folder;
@@ -58,13 +59,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use throttle::Throttle;
+use whimbrel_disk::GuestDisk;
 use whimbrel_memory::GuestRam;
 use whimbrel_model::registry::Entry;
+use whimbrel_model::stream::Shape;
 use whimbrel_model::{Nanos, PAGE_BYTES};
 use words::{Task, ToGuest};
-
-/// How long a guest may take to boot, and to fill its memory: translated, on a host that is busy otherwise.
-const BOOT: Duration = Duration::from_secs(180);
 
 /// How long the agent may take to stop between two operations.
 const FREEZE: Duration = Duration::from_secs(60);
@@ -74,9 +74,6 @@ const HINTS: Duration = Duration::from_secs(30);
 
 /// How long an event may take that QEMU tells before it answers.
 const EVENT: Duration = Duration::from_secs(10);
-
-/// What a guest must be able to give besides the workload's pages: the agent's threads and tables.
-const SPARE_BYTES: u64 = 8 << 20;
 
 /// Pages that Linux and its init need of a guest's RAM: 80 MiB, and an eighth of all. A guest of 144 MiB can give 75, one of
 /// 1 GiB can give 848.
@@ -94,6 +91,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     source: "QEMU",
     build: Kind {
         build: |setup| Ok(Arc::new(QemuMachine::new(setup)?)),
+        here: || version().map(drop).map_err(|error| format!("{error}; Debian's package is qemu-system-x86")),
         workload_pages,
         own: &own::OWN,
         own_disk: &mirror::OWN_DISK,
@@ -185,15 +183,6 @@ impl QemuMachine {
             let most = command::MOST_RAM_BYTES >> 20;
             return Err(MachineError::Setup(format!("machine qemu takes at most {most} MiB of RAM with a workload")));
         }
-        if begin != Begin::Arriving {
-            // A new guest begins with empty RAM, as on any machine; and QEMU, since 9.0, doesn't write a page of zeroes that
-            // comes to it for the first time.
-            ram.drop_all()?;
-            ram.populate_host(ram.all())?;
-        }
-        // A view of its own: what watches the RAM watches this QEMU, and ends with it.
-        let view = GuestRam::from_fd(ram.fd().try_clone_to_owned()?, bytes)?;
-        view.populate_host(view.all())?;
         let kernel = || Kernel::find_or_fetch(&|news| eprintln!("whimbrel: {news}"));
         let (accelerator, _) = accelerator::choose(&kernel)?;
         let (boots, task) = match software {
@@ -202,11 +191,41 @@ impl QemuMachine {
             }
             Software::Brought(brought) => (Boots::Brought(brought), None),
         };
+        let start = || Self::start(begin, &ram, disk.clone(), shape, &boots, accelerator);
+        match (begin, &task) {
+            (Begin::New, Some(task)) => boot::with_agent(&start, task),
+            (Begin::New, None) => {
+                let machine = start()?;
+                machine.wait_up()?;
+                Ok(machine)
+            }
+            _ => start(),
+        }
+    }
+
+    /// Starts a QEMU with RAM that is as it must be when the guest begins.
+    fn start(
+        begin: Begin,
+        ram: &Arc<GuestRam>,
+        disk: Option<Arc<dyn GuestDisk>>,
+        shape: Shape,
+        boots: &Boots,
+        accelerator: Accelerator,
+    ) -> Result<Self, MachineError> {
+        if begin != Begin::Arriving {
+            // A new guest begins with empty RAM, as on any machine; and QEMU, since 9.0, doesn't write a page of zeroes that
+            // comes to it for the first time.
+            ram.drop_all()?;
+            ram.populate_host(ram.all())?;
+        }
+        // A view of its own: what watches the RAM watches this QEMU, and ends with it.
+        let view = GuestRam::from_fd(ram.fd().try_clone_to_owned()?, ram.pages() * PAGE_BYTES)?;
+        view.populate_host(view.all())?;
         let (vcpus, has_disk) = (shape.vcpus, disk.is_some());
-        let shown = command::Shape { begin, boots: &boots, ram: &view, vcpus, disk: has_disk, accelerator };
+        let shown = command::Shape { begin, boots, ram: &view, vcpus, disk: has_disk, accelerator };
         let Launched { folder, drive, process, port, qmp, throttle } = Launched::launch(&shown, disk)?;
         let inside = match (boots, port) {
-            (Boots::Brought(brought), _) => Inside::brought(brought, &networks(&qmp)?)?,
+            (Boots::Brought(brought), _) => Inside::brought(brought.clone(), &networks(&qmp)?)?,
             (Boots::Agent(_), Some(port)) => Inside::Agent(port),
             (Boots::Agent(_), None) => unreachable!("a guest with an agent has its port"),
         };
@@ -226,9 +245,6 @@ impl QemuMachine {
             folder,
         };
         machine.prepare()?;
-        if begin == Begin::New {
-            machine.boot(task.as_ref())?;
-        }
         Ok(machine)
     }
 
@@ -238,35 +254,6 @@ impl QemuMachine {
         let wanted = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
         self.qmp.execute("migrate-set-capabilities", wanted)?;
         self.qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 1u64 << 40 }))?;
-        Ok(())
-    }
-
-    /// Waits until the guest is up, with its agent ready for the task if it has one, and stops it.
-    fn boot(&self, task: Option<&Task>) -> Result<(), MachineError> {
-        let ended = || self.ended();
-        let with_console = |error: MachineError| match self.process().as_ref() {
-            Some(process) => MachineError::Hypervisor(format!("{error}{}", process.last_words(command::CONSOLE))),
-            None => error,
-        };
-        self.set_runs(true);
-        match (&self.inside, task) {
-            (Inside::Brought(brought, service), _) => {
-                let up = inside::wait_up(brought, service.as_ref(), self.folder.path(), &ended);
-                up.map_err(with_console)?;
-            }
-            (Inside::Agent(port), Some(task)) => {
-                let available = port.wait_here(BOOT, &ended).map_err(with_console)?;
-                if available < task.shape.pages * PAGE_BYTES + SPARE_BYTES {
-                    let (has, wants) = (available >> 20, (task.shape.pages >> 8) + (SPARE_BYTES >> 20));
-                    let why = format!("the guest has {has} MiB to give, and {wants} MiB are needed");
-                    return Err(MachineError::Setup(why));
-                }
-                port.say(&ToGuest::Begin(task.clone()))?;
-                port.wait_ready(BOOT, &ended).map_err(with_console)?;
-            }
-            (Inside::Agent(_), None) => unreachable!("an agent has its task"),
-        }
-        self.halt()?;
         Ok(())
     }
 

@@ -34,6 +34,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     source: "Whimbrel",
     build: Kind {
         build: |setup| Ok(Arc::new(ThreadMachine::new(setup)?)),
+        here: || Ok(()),
         workload_pages: Ok,
         own: NO_OWN,
         own_disk: NO_OWN_DISK,

@@ -35,8 +35,9 @@ pub(super) const CONSOLE: &str = "console.log";
 const INITRD: &str = "initrd";
 const LIBRARY: &str = "preload.so";
 
-/// A busy host is late with a translated guest's timer, and the kernel would take that for a broken one.
-const KERNEL_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check random.trust_cpu=on mitigations=off";
+/// A busy host is late with a translated guest's timer, and the kernel would take that for a broken one. What it says while it boots
+/// is how one that stands still is known.
+const KERNEL_LINE: &str = "console=ttyS0 panic=-1 no_timer_check random.trust_cpu=on mitigations=off";
 
 /// The network by which a client reaches the guest.
 pub(super) const NETWORK: &str = "whimbrel";
