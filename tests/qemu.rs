@@ -95,6 +95,9 @@ fn a_linux_guest_with_two_vcpus_and_a_disk_moves_there_and_back_whole() {
         assert!(["tcg", "kvm"].contains(&row["accelerator"].as_str().unwrap()), "{row:#}");
         assert!(row["verify"]["operations"].as_array().unwrap().iter().all(|count| count.as_u64() > Some(0)));
         assert!(row["downtime_ns"].as_u64() > Some(0) && row["guest_gap_ns"].is_u64(), "{row:#}");
+        // Its clocks stood while it was stopped, and for no longer than nobody heard it.
+        let lag = row["guest_clock_lag_ns"].as_u64().unwrap();
+        assert!(lag > 0 && lag < row["total_ns"].as_u64().unwrap(), "{row:#}");
         let scope = row["verify"]["scope"].as_str().unwrap();
         assert!(scope.contains("all RAM, source to destination at the switchover: "), "{scope}");
     }

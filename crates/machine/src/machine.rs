@@ -232,6 +232,8 @@ pub struct Silence {
     pub first_beats: Vec<Nanos>,
     /// Each vCPU's last heartbeat; 0: none yet.
     pub last_beats: Vec<Nanos>,
+    /// What the guest's own clock said at the first heartbeat and at the last; `None`: it has none, or was not heard.
+    pub own_clock: Option<[Nanos; 2]>,
     /// Where heartbeats are a client's answers: its requests.
     pub requests: Option<Requests>,
 }

@@ -37,19 +37,22 @@ impl Recorder {
 
     /// Records what the heartbeats say of a guest that leaves this host, or has tried to.
     pub fn departure(&self, machine: &dyn Machine) {
-        self.silence(machine.silence(), |silence| silence.last_beats);
+        self.silence(machine.silence(), |silence| silence.last_beats, |[_, last]| last);
     }
 
     /// Records what the heartbeats say of a guest that came to this host.
     pub fn arrival(&self, machine: &dyn Machine) {
-        self.silence(machine.silence(), |silence| silence.first_beats);
+        self.silence(machine.silence(), |silence| silence.first_beats, |[first, _]| first);
     }
 
-    fn silence(&self, heard: Silence, edge: impl FnOnce(Silence) -> Vec<Nanos>) {
+    fn silence(&self, heard: Silence, edge: fn(Silence) -> Vec<Nanos>, own: fn([Nanos; 2]) -> Nanos) {
         if let Some(requests) = heard.requests {
             self.record(Event::Served { requests });
         }
-        let (longest_ns, edge) = (heard.longest_ns, edge(heard));
+        let (longest_ns, said, edge) = (heard.longest_ns, heard.own_clock.map(own), edge(heard));
+        if let (Some(said), Some(heard)) = (said, edge.first()) {
+            self.record(Event::GuestClock { heard: *heard, said });
+        }
         // Where nothing beats there is no silence.
         if !edge.is_empty() {
             self.record(Event::Silence { longest_ns, edge });

@@ -282,6 +282,13 @@ pub enum Event {
         /// The last heartbeat of each vCPU before the guest left this host, or the first after it arrived.
         edge: Vec<Nanos>,
     },
+    /// The clock of a guest that has one of its own, at the heartbeat by which it left this host or came to it.
+    GuestClock {
+        /// When the heartbeat was heard, by this host's clock.
+        heard: Nanos,
+        /// What the guest's clock said.
+        said: Nanos,
+    },
     /// What became of a client's requests to a service in the guest, on this host.
     Served {
         /// The requests.

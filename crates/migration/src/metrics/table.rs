@@ -69,6 +69,7 @@ pub const METRICS: &[Metric] = &[
     time("downtime_parts_ns.resume", Clock::Both, Smaller, "The part from the hand-over until a vCPU may execute."),
     time("predicted_downtime_ns", Clock::Source, Neither, "The downtime predicted when the pause was decided: bytes still to carry over by the bandwidth achieved, and the fixed costs of the switchover."),
     time("guest_gap_ns", Clock::Both, Smaller, "The longest silence of the guest's own heartbeat (every 200 us, in Idle too; under QEMU every 5 ms), less the longest one of the control run. Of a guest that its user brought: the longest time between two answers that a client of its service gets, at the source, at the destination or across the move."),
+    time("guest_clock_lag_ns", Clock::Both, Smaller, "What the move took from the guest's own clock, where it has one (under QEMU, whose machines stop their clocks with the guest): how much less time passed by it than by the hosts' clocks from the guest's last heartbeat at the source to its first at the destination; 0 where more passed."),
     span("pull_ns", Clock::Both, RESUMED, WHOLE, "The time in which the guest runs at the destination, which still lacks state; 0 where everything was carried over."),
     span("eviction_ns", Clock::Source, REQUESTED, RELEASED, "How soon the source holds no guest state that anyone may still ask for."),
     span("memory_whole_ns", Clock::Both, REQUESTED, Point::At(Moment::MemoryWhole), "When the destination lacks no page."),

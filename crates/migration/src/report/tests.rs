@@ -284,6 +284,22 @@ fn silence_counts_across_the_move_and_less_the_control_runs() {
 }
 
 #[test]
+fn a_guests_own_clock_lags_by_what_it_missed() {
+    let clock = AHEAD_NS as u64;
+    let read = |heard: u64, said: u64| Event::GuestClock { heard: Nanos(heard), said: Nanos(said) };
+    let lag = |events: &[Recorded]| Report::from_events(events, &facts());
+    let without = lag(&moved());
+    assert_eq!(without.guest_clock_lag_ns, None);
+    assert!(without.reasons["guest_clock_lag_ns"].contains("at the source"), "{:?}", without.reasons);
+    let mut events = moved();
+    events.push(source(1106 * MS, read(1105 * MS, 70 * MS)));
+    assert!(lag(&events).reasons["guest_clock_lag_ns"].contains("at the destination"));
+    // The hosts count 14 ms, of which the guest saw 5.
+    events.push(destination(1400 * MS, read(1119 * MS + clock, 75 * MS)));
+    assert_eq!(lag(&events).guest_clock_lag_ns, Some(9 * MS));
+}
+
+#[test]
 fn the_last_word_on_readiness_counts() {
     let ready = |family, ended_by| source(1, Event::Ready { family, ended_by });
     let mut events = moved();

@@ -250,6 +250,25 @@ pub(super) fn guest_gap(events: &[Recorded], timeline: &Timeline<'_>, facts: &Fa
     Ok(longest.saturating_sub(control))
 }
 
+/// How much less time passed by the guest's own clock than by the hosts', from its last heartbeat at the source to its first at the
+/// destination.
+pub(super) fn guest_clock_lag(events: &[Recorded], timeline: &Timeline<'_>, facts: &Facts) -> Measured<u64> {
+    if !timeline.reached(Moment::Resumed) {
+        return Err(not_recorded());
+    }
+    let clock = |ns: whimbrel_model::Nanos| i64::try_from(ns.0).unwrap_or(i64::MAX);
+    let at = |host| {
+        let found = events.iter().rev().find_map(|e| match e.event {
+            Event::GuestClock { heard, said } if e.host == host => Some((clock(heard), clock(said))),
+            _ => None,
+        });
+        found.ok_or_else(|| format!("no clock of the guest's own was read at the {}", host_name(host)))
+    };
+    let ((left, before), (arrived, after)) = (at(Mark::Source)?, at(Mark::Destination)?);
+    let offset = facts.clock.ok_or_else(|| super::timeline::NO_OFFSET.to_owned())?.offset_ns;
+    Ok(between(left, arrived.saturating_sub(offset)).saturating_sub(between(before, after)))
+}
+
 /// What a client of a service in the guest saw besides the longest gap between two answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "crate::metrics defines every field of a row")]

@@ -43,6 +43,8 @@ struct Heard {
     longest_ns: u64,
     first: Nanos,
     last: Nanos,
+    /// What the guest's clock said at both.
+    own_clock: [Nanos; 2],
 }
 
 #[derive(Default)]
@@ -198,6 +200,7 @@ impl Port {
             longest_ns: heard.longest_ns,
             first_beats: vec![heard.first; self.vcpus],
             last_beats: vec![heard.last; self.vcpus],
+            own_clock: (heard.first.0 != 0).then_some(heard.own_clock),
             requests: None,
         }
     }
@@ -247,14 +250,14 @@ fn listen(mut reader: BufReader<UnixStream>, vcpus: usize, shared: &Shared) {
                 heard.ready = true;
                 heard.progress = Progress { units: 0, operations: vec![0; vcpus] };
             }
-            Ok(Some(FromGuest::Beat { units, operations, .. })) => {
+            Ok(Some(FromGuest::Beat { clock_ns, units, operations })) => {
                 if heard.last.0 != 0 {
                     heard.longest_ns = heard.longest_ns.max(now.since(heard.last).0);
                 }
                 if heard.first.0 == 0 {
-                    heard.first = now;
+                    (heard.first, heard.own_clock[0]) = (now, Nanos(clock_ns));
                 }
-                heard.last = now;
+                (heard.last, heard.own_clock[1]) = (now, Nanos(clock_ns));
                 heard.progress = Progress { units, operations };
             }
             Ok(Some(FromGuest::Frozen { state, frames })) => heard.frozen = Some((state, frames)),

@@ -113,6 +113,7 @@ impl Service {
             longest_ns: told.longest_ns,
             first_beats: vec![told.first],
             last_beats: vec![told.last],
+            own_clock: None,
             requests: Some(told.requests),
         }
     }
