@@ -193,6 +193,30 @@ fn a_guest_goes_on_at_the_source_where_its_device_state_cannot_be_taken_up() {
 }
 
 #[test]
+fn a_migration_of_qemus_own_that_takes_too_long_is_given_up_and_the_guest_goes_on() {
+    if !available("a_migration_of_qemus_own_that_takes_too_long") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let text = "[memory]\npreset = \"qemu:precopy\"\ngive_up_after = \"1 s\"\n[link]\nrate = \"50 Mbit/s\"\n";
+    let (output, rows) = run(folder.path(), &format!("{SMALL}{text}"), None);
+    let row = &rows[0];
+    assert_eq!((output.status.code(), &row["outcome"]), (Some(1), &"aborted".into()), "{row:#}");
+    assert!(row["reason"].as_str().unwrap().contains("not ended after 1 s (memory.give_up_after)"), "{row:#}");
+    assert_eq!(row["verify"]["memory"], "equal", "{row:#}");
+    nothing_is_left(folder.path());
+    for refused in ["999 ms", "86401 s"] {
+        let text = text.replace("\"1 s\"", &format!("{refused:?}"));
+        let (output, _) = run(folder.path(), &format!("{SMALL}{text}"), None);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.code() == Some(2) && said.contains("give_up_after") && said.contains("1 s to 24 h"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_qemu_that_offers_its_throttle_to_nobody_is_refused_with_one_and_works_without() {
     if !available("a_qemu_that_offers_its_throttle_to_nobody") {
         return;

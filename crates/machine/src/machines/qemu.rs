@@ -429,7 +429,7 @@ impl Machine for QemuMachine {
         resumed: &dyn Fn(Nanos),
     ) -> Result<(), MachineError> {
         let since = self.own_since.load(Ordering::SeqCst);
-        own::arrive(&self.qmp, since, own.disk.as_ref().map(|_| disk_whole), &|at| {
+        own::arrive(&self.qmp, since, own, disk_whole, &|at| {
             self.lock().executes = true;
             self.set_runs(true);
             resumed(at);

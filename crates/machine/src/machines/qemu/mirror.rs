@@ -13,8 +13,14 @@ use std::time::Duration;
 use whimbrel_model::Nanos;
 use whimbrel_model::registry::{Entry, Registry};
 
-/// How long the first copy may take. QEMU itself knows no end where the guest writes faster than the link carries.
-pub(super) const COPYING: Duration = Duration::from_secs(600);
+/// How long the first copy may take at least.
+const COPYING: Duration = Duration::from_secs(600);
+
+/// How long the first copy may take, with a migration of memory that may take so long. QEMU itself knows no end where the guest writes
+/// faster than the link carries.
+pub(super) fn copying(memory: Duration) -> Duration {
+    memory.max(COPYING)
+}
 
 /// How long a job may take to end once the guest has stopped, or to be given up.
 const ENDING: Duration = Duration::from_secs(60);
@@ -60,12 +66,12 @@ pub(super) struct Mirror<'a> {
 }
 
 impl<'a> Mirror<'a> {
-    /// Copies the disk to the server behind `path`; returns when the copy follows the guest's writes.
+    /// Copies the disk to the server behind `path`, within that time; returns when the copy follows the guest's writes.
     ///
     /// # Errors
     /// The job failed, or didn't catch up in time; nothing of it is left.
-    pub(super) fn begin(qmp: &'a Qmp, path: &Path, own: &OwnDisk) -> Result<Self, MachineError> {
-        let begun = copy(qmp, path, own);
+    pub(super) fn begin(qmp: &'a Qmp, path: &Path, own: &OwnDisk, within: Duration) -> Result<Self, MachineError> {
+        let begun = copy(qmp, path, own, within);
         if begun.is_err() {
             give_up(qmp);
         }
@@ -93,7 +99,7 @@ impl<'a> Mirror<'a> {
     }
 }
 
-fn copy(qmp: &Qmp, path: &Path, own: &OwnDisk) -> Result<Value, MachineError> {
+fn copy(qmp: &Qmp, path: &Path, own: &OwnDisk, within: Duration) -> Result<Value, MachineError> {
     let mark = qmp.mark();
     let server = json!({ "type": "unix", "path": path.display().to_string() });
     let node = json!({
@@ -104,7 +110,7 @@ fn copy(qmp: &Qmp, path: &Path, own: &OwnDisk) -> Result<Value, MachineError> {
         "job-id": JOB, "device": DISK, "target": COPY, "sync": "full", "copy-mode": own.copy_mode,
     });
     qmp.execute("blockdev-mirror", job)?;
-    check(&qmp.wait(mark, COPYING, |event| event.name == "BLOCK_JOB_READY" || ended(event))?)?;
+    check(&qmp.wait(mark, within, |event| event.name == "BLOCK_JOB_READY" || ended(event))?)?;
     let jobs = qmp.execute("query-block-jobs", json!({}))?;
     let job = jobs.as_array().into_iter().flatten().find(|job| job["device"] == JOB);
     Ok(job.cloned().unwrap_or_default())

@@ -6,14 +6,12 @@ use crate::error::MachineError;
 use crate::machine::{Departure, OwnEnds, OwnMove};
 use crate::machines::{Own, OwnStream};
 use serde_json::{Value, json};
+use std::ops::RangeInclusive;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use whimbrel_model::registry::{Entry, Kind, Parameter, ParameterError, Parameters, Registry};
 use whimbrel_model::{Nanos, PAGE_BYTES};
-
-/// How long a migration may go on. QEMU itself knows no end where the guest writes faster than the link carries.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How much longer the destination waits than the source.
 const LATER: Duration = Duration::from_secs(10);
@@ -64,6 +62,14 @@ const INCREMENT: Parameter = Parameter {
     default: Some("0.10"),
 };
 
+/// QEMU itself knows no end where the guest writes faster than the link carries.
+const GIVE_UP: Parameter = Parameter {
+    name: "give_up_after",
+    summary: "how long QEMU's migration may go on before it is cancelled, 1 s to 24 h",
+    kind: Kind::Duration,
+    default: Some("120 s"),
+};
+
 const HINTS: Parameter = Parameter {
     name: "free_page_hints",
     summary: "the guest tells QEMU over its balloon which pages are free, and these don't cross",
@@ -97,23 +103,23 @@ type Capability = (&'static str, &'static str);
 pub static OWN: Registry<Own> = Registry {
     family: "own migration",
     entries: &[
-        entry("qemu:precopy", "QEMU's own pre-copy", &[DOWNTIME, HINTS], precopy(&[])),
+        entry("qemu:precopy", "QEMU's own pre-copy", &[DOWNTIME, GIVE_UP, HINTS], precopy(&[])),
         entry(
             "qemu:postcopy",
             "QEMU's own post-copy, begun after some passes",
-            &[DOWNTIME, PASSES],
+            &[DOWNTIME, GIVE_UP, PASSES],
             postcopy(&[POSTCOPY], |_| vec![OwnStream::Bulk]),
         ),
         entry(
             "qemu:postcopy-preempt",
             "QEMU's own post-copy, pages that a vCPU waits for over a stream of their own; QEMU 7.1 or newer",
-            &[DOWNTIME, PASSES],
+            &[DOWNTIME, GIVE_UP, PASSES],
             postcopy(&[POSTCOPY, ("postcopy-preempt", "7.1")], |_| vec![OwnStream::Bulk, OwnStream::Urgent]),
         ),
         entry(
             "qemu:multifd",
             "QEMU's own pre-copy, pages over several streams more",
-            &[DOWNTIME, CHANNELS, HINTS],
+            &[DOWNTIME, GIVE_UP, CHANNELS, HINTS],
             Own {
                 streams: |given| vec![OwnStream::Bulk; 1 + given.count(CHANNELS.name) as usize],
                 settings: multifd,
@@ -123,13 +129,13 @@ pub static OWN: Registry<Own> = Registry {
         entry(
             "qemu:xbzrle",
             "QEMU's own pre-copy, pages as differences",
-            &[DOWNTIME, CACHE, HINTS],
+            &[DOWNTIME, GIVE_UP, CACHE, HINTS],
             Own { settings: xbzrle, ..precopy(&[("xbzrle", "1.2")]) },
         ),
         entry(
             "qemu:auto-converge",
             "QEMU's own pre-copy, which slows the guest",
-            &[DOWNTIME, INITIAL, INCREMENT, HINTS],
+            &[DOWNTIME, GIVE_UP, INITIAL, INCREMENT, HINTS],
             Own { settings: auto_converge, ..precopy(&[("auto-converge", "1.6")]) },
         ),
     ],
@@ -143,12 +149,23 @@ const MOST_CACHE_BYTES: u64 = 16 << 30;
 
 /// `settings`, with the longest pause. There is no limit to the rate but the link's.
 fn downtime(given: &Parameters, mut settings: Value) -> Result<Value, ParameterError> {
+    if !MAY_TAKE.contains(&within(given)) {
+        return refuse(GIVE_UP, format!("{} ns", given.duration(GIVE_UP.name).0), "1 s to 24 h");
+    }
     let longest = given.duration(DOWNTIME.name);
     match longest.0 / 1_000_000 {
         ms @ 1..=MOST_DOWNTIME_MS if longest.0.is_multiple_of(1_000_000) => settings["downtime-limit"] = ms.into(),
         _ => return refuse(DOWNTIME, format!("{} ns", longest.0), "whole milliseconds, from 1 ms to 2000 s"),
     }
     Ok(settings)
+}
+
+/// The accepted values of [`GIVE_UP`].
+const MAY_TAKE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
+/// How long a migration may go on.
+fn within(given: &Parameters) -> Duration {
+    Duration::from_nanos(given.duration(GIVE_UP.name).0)
 }
 
 fn refuse(key: Parameter, found: impl ToString, accepted: &str) -> Result<Value, ParameterError> {
@@ -266,7 +283,8 @@ pub(super) fn prepare_to_leave(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Resul
 /// Leaves, and waits until the guest has left.
 pub(super) fn leave(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Result<Departure, MachineError> {
     let disk = own.disk.as_deref().map(mirror::find).transpose()?;
-    let copy = disk.map(|disk| Mirror::begin(qmp, &disk_meeting(folder), disk)).transpose()?;
+    let copying = mirror::copying(within(&find(own)?.1));
+    let copy = disk.map(|disk| Mirror::begin(qmp, &disk_meeting(folder), disk, copying)).transpose()?;
     let mark = qmp.mark();
     let left = migrate(qmp, mark, folder, own, copy.as_ref()).map_err(|error| match error {
         error @ MachineError::Departed(_) => error,
@@ -297,17 +315,20 @@ fn migrate(
     copy: Option<&Mirror<'_>>,
 ) -> Result<Departure, MachineError> {
     let (own, parameters) = find(own)?;
+    let within = within(&parameters);
+    let end = Instant::now() + within;
+    let wait = |wanted: &dyn Fn(&Event) -> bool| wait(qmp, mark, within, end, wanted);
     qmp.execute("migrate", uri(&meeting(folder)))?;
     let mut begun = false;
     if own.postcopy {
         let passes = Some(parameters.count(PASSES.name));
         let ready = |event: &Event| event.name == "MIGRATION_PASS" && event.raw["data"]["pass"].as_u64() > passes;
-        wait(qmp, mark, |event| ready(event) || ended(event))?;
+        wait(&|event| ready(event) || ended(event))?;
         // It may have ended by itself meanwhile, and then there is nothing to begin.
         begun = qmp.execute("migrate-start-postcopy", json!({})).is_ok();
     }
     let copied = copy.map(|copy| {
-        let held = wait(qmp, mark, |event| status(event) == HELD || ended(event))?;
+        let held = wait(&|event| status(event) == HELD || ended(event))?;
         if status(&held) != HELD {
             return Ok(None);
         }
@@ -317,8 +338,8 @@ fn migrate(
     });
     let (disk_whole, job) = copied.transpose()?.flatten().unzip();
     let end = match begun {
-        true => qmp.wait(mark, PATIENCE, ended).map_err(|error| MachineError::Departed(error.to_string()))?,
-        false => wait(qmp, mark, ended)?,
+        true => qmp.wait(mark, within, ended).map_err(|error| MachineError::Departed(error.to_string()))?,
+        false => wait(&ended)?,
     };
     let mut figures = figures(qmp)?;
     if status(&end) != "completed" {
@@ -346,16 +367,26 @@ fn figures(qmp: &Qmp) -> Result<Value, MachineError> {
     }
 }
 
-/// Waits for what a migration tells; one that takes too long is cancelled, unless the guest has left by then.
-fn wait(qmp: &Qmp, mark: usize, wanted: impl Fn(&Event) -> bool) -> Result<Event, MachineError> {
-    match qmp.wait(mark, PATIENCE, wanted) {
+/// Waits for what a migration tells; one that has not ended by its end, `within` after it began, is cancelled, unless the guest has
+/// left by then.
+fn wait(
+    qmp: &Qmp,
+    mark: usize,
+    within: Duration,
+    end: Instant,
+    wanted: &dyn Fn(&Event) -> bool,
+) -> Result<Event, MachineError> {
+    match qmp.wait(mark, end.saturating_duration_since(Instant::now()), wanted) {
         Err(_) if qmp.closed().is_none() => {
             if !has_left(qmp, mark) {
                 qmp.execute("migrate_cancel", json!({}))?;
                 // It may have come to its end first.
                 let _ = qmp.wait(mark, LATER, ended);
             }
-            let why = format!("QEMU's migration had not ended after {} s", PATIENCE.as_secs());
+            let why = format!(
+                "QEMU's migration had not ended after {} (memory.give_up_after)",
+                Nanos(within.as_nanos() as u64)
+            );
             Err(MachineError::Hypervisor(why))
         }
         heard => heard,
@@ -382,11 +413,13 @@ pub(super) fn prepare_to_arrive(qmp: &Qmp, folder: &Path, own: &OwnMove) -> Resu
 pub(super) fn arrive(
     qmp: &Qmp,
     mark: usize,
-    disk_whole: Option<&dyn Fn()>,
+    own: &OwnMove,
+    disk_whole: &dyn Fn(),
     resumed: &dyn Fn(Nanos),
 ) -> Result<(), MachineError> {
-    let end = PATIENCE + LATER + disk_whole.map_or(Duration::ZERO, |_| mirror::COPYING);
-    if let Some(disk_whole) = disk_whole {
+    let within = within(&find(own)?.1);
+    let end = within + LATER + own.disk.as_ref().map_or(Duration::ZERO, |_| mirror::copying(within));
+    if own.disk.is_some() {
         // The guest has left the source by then, and its copy has ended.
         let came = |event: &Event| status(event) == "completed" || status(event).starts_with("postcopy");
         if !failed(&qmp.wait(mark, end, |event| came(event) || failed(event))?) {
