@@ -31,7 +31,7 @@ fn a_page_that_the_destinations_disk_holds_crosses_as_its_name() {
         let needs = needs.needs(&BuildContext { blocks: DISK_BYTES / 4096, block_bytes: 4096, seed: 1 });
         for (report, events, _) in moved(&pair.hosts(), &plan) {
             let told = events.iter().filter_map(|event| match event {
-                Event::Hinted { backed_pages, .. } => Some(*backed_pages),
+                Event::Hinted { backed_pages, .. } => *backed_pages,
                 _ => None,
             });
             let told: Vec<u64> = told.collect();

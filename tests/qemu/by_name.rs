@@ -1,6 +1,8 @@
 //! A Linux guest of which pages are copies of disk blocks: they go by name, by whatever frames they lie in.
 
 use super::{available, nothing_is_left, run};
+use serde_json::Value;
+use std::fs;
 
 #[test]
 fn a_linux_guests_copies_of_disk_blocks_go_by_name_and_come_whole() {
@@ -23,6 +25,15 @@ fn a_linux_guests_copies_of_disk_blocks_go_by_name_and_come_whole() {
         assert_eq!((&row["outcome"], verify), (&"completed".into(), (&"equal".into(), &"equal".into())), "{row:#}");
         let (by_name, pages) = (row["pages"]["reference"].as_u64().unwrap(), (192 << 20) / 4096);
         assert!((pages / 8..pages / 2).contains(&by_name), "{by_name} of {pages} pages went by name");
+    }
+    // Of its free pages it isn't asked: whatever its kernel does with those is all the same.
+    let events = fs::read_to_string(folder.path().join("run/events.jsonl")).unwrap();
+    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let told: Vec<Value> = events.filter(|event| event["what"] == "hinted").collect();
+    assert!(told.len() >= rows.len(), "{} answers", told.len());
+    for event in &told {
+        assert!(event["backed_pages"].as_u64() > Some(0), "{event}");
+        assert!(event["free_pages"].is_null() && event["types"].is_null(), "{event}");
     }
     nothing_is_left(folder.path());
 }

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use whimbrel_disk::GuestDisk;
 use whimbrel_machine::machines::qemu::words::{BEAT_NS, FromGuest, Task, ToGuest, hear, line, run_lengths};
-use whimbrel_machine::{Begin, Hints, MACHINES, Machine, MachineSetup, Operations, Software, fill_ram, monotonic};
+use whimbrel_machine::{Asked, Begin, MACHINES, Machine, MachineSetup, Operations, Software, fill_ram, monotonic};
 use whimbrel_memory::GuestRam;
-use whimbrel_model::{Backed, PAGE_BYTES};
+use whimbrel_model::{Backed, PAGE_BYTES, PageTypes};
 use whimbrel_workloads::{BuildContext, WorkloadChoice};
 
 /// The guest's disk.
@@ -51,8 +51,13 @@ pub(crate) fn serve(port: &File) -> Result<(), GuestError> {
                 machine.run();
                 Ok(())
             }),
-            Ok(Some(ToGuest::Hint { question, frames })) => {
-                say(&speak, &hint(guest.as_ref(), question, frames));
+            Ok(Some(ToGuest::Hint { question, asked, frames })) => {
+                let told = match asked {
+                    Asked::Free => free_is_nobodys().and_then(|()| in_words(free(guest.as_ref(), frames))),
+                    Asked::Copies => in_words(copies(guest.as_ref())),
+                };
+                let told = told.map(|Told { free, types, backed }| FromGuest::Hints { question, free, types, backed });
+                say(&speak, &told.unwrap_or_else(|why| FromGuest::NoHints { question, why }));
                 Ok(())
             }
             Ok(Some(ToGuest::OfferFree { question })) => {
@@ -146,32 +151,49 @@ fn freeze(machine: &Arc<dyn Machine>, ram: &GuestRam, speak: &Say) -> Result<(),
     Ok(())
 }
 
-/// Says which of so many frames are free, or why that can't be said.
-fn hint(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, question: u64, frames: u64) -> FromGuest {
-    match free_is_nobodys().and_then(|()| flags(guest, frames).map_err(|error| error.to_string())) {
-        Ok((PageFlags { free, types }, backed)) => {
-            let backed = backed.iter().map(|run| (run.pages.start, run.pages.count, run.offset_bytes)).collect();
-            FromGuest::Hints { question, free: run_lengths(&free), types, backed }
-        }
-        Err(why) => FromGuest::NoHints { question, why },
-    }
+/// What is known of pages, as it crosses.
+#[derive(Default)]
+struct Told {
+    free: Vec<u64>,
+    types: Option<PageTypes>,
+    backed: Vec<(u64, u64, u64)>,
 }
 
-/// What the kernel says of its pages, what the operations have freed of those that are the agent's, and which of these are
-/// copies of what the disk holds.
-fn flags(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, of: u64) -> Result<(PageFlags, Vec<Backed>), GuestError> {
-    let mut flags = PageFlags::read(of)?;
-    let Some((machine, ram)) = guest else { return Ok((flags, Vec::new())) };
-    let Hints { free, backed, .. } = machine.hints(&|| false)?;
-    if free.is_empty() && backed.is_empty() {
-        return Ok((flags, backed));
+fn in_words<T>(told: Result<T, GuestError>) -> Result<T, String> {
+    told.map_err(|error| error.to_string())
+}
+
+/// Which of so many frames are free, by the kernel and by what the operations have freed of those that are the agent's.
+fn free(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>, of: u64) -> Result<Told, GuestError> {
+    let PageFlags { mut free, types } = PageFlags::read(of)?;
+    if let Some((machine, ram)) = guest {
+        let freed = machine.hints(Asked::Free, &|| false)?.free;
+        if !freed.is_empty() {
+            let frames = each_frame(ram)?;
+            freed.iter().for_each(|page| _ = free.insert(frames[page as usize]));
+        }
     }
-    let frames: Vec<u64> = frames(ram)?.into_iter().flat_map(|(first, count)| first..first + count).collect();
-    free.iter().for_each(|page| _ = flags.free.insert(frames[page as usize]));
+    Ok(Told { free: run_lengths(&free), types: Some(types), backed: Vec::new() })
+}
+
+/// Which frames are copies of what the disk holds.
+fn copies(guest: Option<&(Arc<dyn Machine>, Arc<GuestRam>)>) -> Result<Told, GuestError> {
+    let Some((machine, ram)) = guest else { return Ok(Told::default()) };
+    let backed = machine.hints(Asked::Copies, &|| false)?.backed;
+    if backed.is_empty() {
+        return Ok(Told::default());
+    }
+    let frames = each_frame(ram)?;
     let pages = backed.iter().flat_map(|run| {
         (0..run.pages.count).map(|at| (frames[(run.pages.start + at) as usize], run.offset_bytes + at * PAGE_BYTES))
     });
-    Ok((flags, Backed::runs(pages)))
+    let backed = Backed::runs(pages).iter().map(|run| (run.pages.start, run.pages.count, run.offset_bytes)).collect();
+    Ok(Told { backed, ..Told::default() })
+}
+
+/// The frame of each page.
+fn each_frame(ram: &GuestRam) -> Result<Vec<u64>, GuestError> {
+    Ok(frames(ram)?.into_iter().flat_map(|(first, count)| first..first + count).collect())
 }
 
 /// Where the pages lie in the guest's physical memory, as runs of frames.

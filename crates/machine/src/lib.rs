@@ -21,8 +21,8 @@ pub use clock::monotonic;
 pub use error::MachineError;
 pub use fill::{fill_disk, fill_ram};
 pub use machine::{
-    Begin, Departure, Hints, Machine, MachineSetup, Operations, OwnEnds, OwnMove, Paused, Progress, Silence, Software,
-    Testimony,
+    Asked, Begin, Departure, Hints, Machine, MachineSetup, Operations, OwnEnds, OwnMove, Paused, Progress, Silence,
+    Software, Testimony,
 };
 pub use machines::MACHINES;
 pub use saved::SavedState;

@@ -73,15 +73,15 @@ pub trait Machine: Send + Sync {
         Nanos(500_000)
     }
 
-    /// What the guest knows of its own pages. To be asked while it runs, and, where pages are to be left out by the answer,
+    /// What the guest knows of its own pages, of what is asked. To be asked while it runs, and, where pages are to be left out by the answer,
     /// once the dirty log is armed: see [`Hints`]. Where the guest must be waited for, `given_up` is asked now and then whether
     /// the answer is wanted no more.
     ///
     /// # Errors
     /// Nothing in the guest knows, what it says can't be relied on, it does not answer, or the question was given up.
-    fn hints(&self, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
-        let _ = given_up;
-        Err(MachineError::Setup("nothing in this guest tells which of its pages are free".to_owned()))
+    fn hints(&self, asked: Asked, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
+        let _ = (asked, given_up);
+        Err(MachineError::Setup("nothing in this guest tells what it knows of its pages".to_owned()))
     }
 
     /// Makes ready to leave by a migration of the hypervisor's own: the sockets at which its streams come in, in order, from
@@ -238,7 +238,17 @@ pub struct Silence {
     pub requests: Option<Requests>,
 }
 
-/// What a guest knows of its own pages.
+/// What a guest is asked of its own pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asked {
+    /// Which are free.
+    Free,
+    /// Which are copies of what the disk holds.
+    Copies,
+}
+
+/// What a guest knows of its own pages; of what it was not asked, nothing.
 ///
 /// A page may be taken into use at any time, also before the answer is read. But who takes one writes it before its content
 /// matters to anybody (a thread machine's Allocate makes it zero, and Linux relies on nothing that it has not written, unless
@@ -250,7 +260,7 @@ pub struct Silence {
 pub struct Hints {
     /// Over the pages of RAM: those that were free at an instant between the question and the answer, each at its own.
     pub free: UnitSet<Page>,
-    /// What all pages are; `None`: the guest has no kernel that could tell.
+    /// What all pages are; `None`: the guest has no kernel that could tell, or was asked for copies.
     pub types: Option<PageTypes>,
     /// Pages that hold what is on the disk, as far as the guest knows: some may have been written since. Who goes by it looks.
     pub backed: Vec<Backed>,

@@ -6,7 +6,7 @@ mod common;
 use common::{Guest, plan};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use whimbrel_machine::Verification;
+use whimbrel_machine::{Asked, Verification};
 use whimbrel_memory::DirtyLog;
 use whimbrel_memory::dirty_logs::DIRTY_LOGS;
 use whimbrel_model::op::Op;
@@ -91,7 +91,7 @@ fn move_softly(vcpus: u32, lie: impl Fn(&mut UnitSet<Page>)) -> Option<(Verifica
     let (mut unsent, mut free) = (UnitSet::full(plan.shape.pages), UnitSet::empty(plan.shape.pages));
     for _ in 0..20 {
         unsent.union(&log.take().unwrap());
-        free = source.machine.hints(&|| false).unwrap().free;
+        free = source.machine.hints(Asked::Free, &|| false).unwrap().free;
         lie(&mut free);
         let mut now = unsent.clone();
         now.subtract(&free);
@@ -109,8 +109,8 @@ fn move_softly(vcpus: u32, lie: impl Fn(&mut UnitSet<Page>)) -> Option<(Verifica
     unsent.iter().for_each(&mut copy);
     destination.machine.load_state(&source.machine.save_state().unwrap()).unwrap();
     assert_eq!(
-        destination.machine.hints(&|| false).unwrap(),
-        source.machine.hints(&|| false).unwrap(),
+        destination.machine.hints(Asked::Free, &|| false).unwrap(),
+        source.machine.hints(Asked::Free, &|| false).unwrap(),
         "the masks move with the state"
     );
     assert!(source.check(&mut twin).is_good(), "the frozen source equals the twin, whatever it says");

@@ -225,10 +225,10 @@ pub enum Event {
     },
     /// The guest has said what it knows of its pages.
     Hinted {
-        /// How many are free.
-        free_pages: u64,
-        /// How many are copies of what the disk holds.
-        backed_pages: u64,
+        /// How many are free; `None`: it was not asked.
+        free_pages: Option<u64>,
+        /// How many are copies of what the disk holds; `None`: it was not asked.
+        backed_pages: Option<u64>,
         /// What all of them are; `None`: it doesn't tell.
         types: Option<PageTypes>,
     },

@@ -3,7 +3,7 @@
 use super::thread::ThreadMachine;
 use super::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::error::MachineError;
-use crate::machine::{Hints, Machine, Paused, Progress, Silence, Testimony};
+use crate::machine::{Asked, Hints, Machine, Paused, Progress, Silence, Testimony};
 use std::io;
 use std::sync::Arc;
 use whimbrel_memory::GuestRam;
@@ -62,8 +62,8 @@ impl Machine for Faulty {
         self.sound.testimony(frozen)
     }
 
-    fn hints(&self, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
-        self.sound.hints(given_up)
+    fn hints(&self, asked: Asked, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
+        self.sound.hints(asked, given_up)
     }
 
     fn throttle(&self, share: f64) {

@@ -3,7 +3,7 @@
 use super::thread::ThreadMachine;
 use super::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::error::MachineError;
-use crate::machine::{Hints, Machine, Paused, Progress, Silence};
+use crate::machine::{Asked, Hints, Machine, Paused, Progress, Silence};
 use std::io;
 use std::sync::Arc;
 use whimbrel_memory::GuestRam;
@@ -55,8 +55,8 @@ impl Machine for Null {
         self.stopped.load_state(state)
     }
 
-    fn hints(&self, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
-        self.stopped.hints(given_up)
+    fn hints(&self, asked: Asked, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
+        self.stopped.hints(asked, given_up)
     }
 
     fn throttle(&self, _share: f64) {}

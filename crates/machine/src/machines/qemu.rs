@@ -38,8 +38,8 @@ pub use initramfs::{BALLOON, INIT};
 use crate::clock::monotonic;
 use crate::error::MachineError;
 use crate::machine::{
-    Begin, Departure, Hints, Machine, MachineSetup, Operations, OwnEnds, OwnMove, Paused, Progress, Silence, Software,
-    Testimony,
+    Asked, Begin, Departure, Hints, Machine, MachineSetup, Operations, OwnEnds, OwnMove, Paused, Progress, Silence,
+    Software, Testimony,
 };
 use crate::machines::Kind;
 use accelerator::Accelerator;
@@ -398,9 +398,9 @@ impl Machine for QemuMachine {
         Nanos(12_000_000)
     }
 
-    fn hints(&self, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
+    fn hints(&self, asked: Asked, given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
         let over = || self.ended().or_else(|| given_up().then(|| "the move has ended".to_owned()));
-        self.inside.agent()?.hints(self.ram.pages(), HINTS, &over)
+        self.inside.agent()?.hints(asked, self.ram.pages(), HINTS, &over)
     }
 
     fn prepare_to_leave(&self, own: &OwnMove) -> Result<OwnEnds<UnixListener>, MachineError> {

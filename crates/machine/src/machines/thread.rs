@@ -6,7 +6,7 @@ mod vcpu;
 
 use crate::clock::{monotonic, time_of_day};
 use crate::error::MachineError;
-use crate::machine::{Hints, Machine, MachineSetup, Operations, Paused, Progress, Silence};
+use crate::machine::{Asked, Hints, Machine, MachineSetup, Operations, Paused, Progress, Silence};
 use crate::machines::{Kind, NO_OWN, NO_OWN_DISK};
 use crate::saved::SavedState;
 use control::{Command, Control, Place, lock};
@@ -151,9 +151,15 @@ impl Machine for ThreadMachine {
         Ok(())
     }
 
-    fn hints(&self, _given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
-        let backed = self.board.content.backed(self.board.seed, self.board.shape.pages);
-        Ok(Hints { free: self.board.free.within(self.board.ram.pages()), types: None, backed })
+    fn hints(&self, asked: Asked, _given_up: &dyn Fn() -> bool) -> Result<Hints, MachineError> {
+        let pages = self.board.ram.pages();
+        let (free, backed) = match asked {
+            Asked::Free => (self.board.free.within(pages), Vec::new()),
+            Asked::Copies => {
+                (UnitSet::empty(pages), self.board.content.backed(self.board.seed, self.board.shape.pages))
+            }
+        };
+        Ok(Hints { free, types: None, backed })
     }
 
     fn throttle(&self, share: f64) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use whimbrel_machine::{Hints, MachineError};
+use whimbrel_machine::{Asked, Hints, MachineError};
 use whimbrel_model::Event;
 
 /// Asks until it is dropped.
@@ -20,20 +20,21 @@ pub(super) struct HintLane {
 }
 
 impl HintLane {
-    /// Starts the thread that asks a guest of so many pages. `hints` gives up when what it is given says so.
+    /// Starts the thread that asks this of a guest of so many pages. `hints` gives up when what it is given says so.
     pub(super) fn start(
         pages: u64,
+        asked: Asked,
         hints: impl Fn(&dyn Fn() -> bool) -> Result<Hints, MachineError> + Send + 'static,
         inputs: Sender<SourceInput>,
         recorder: Recorder,
     ) -> Self {
-        let (questions, asked) = channel();
+        let (questions, received) = channel();
         let given_up = Arc::<AtomicBool>::default();
         let is_given_up = Arc::clone(&given_up);
         let thread = std::thread::spawn(move || {
-            while let Ok(question) = asked.recv() {
+            while let Ok(question) = received.recv() {
                 let hints = hints(&|| is_given_up.load(Ordering::SeqCst));
-                let told = hints.map_err(DriverError::from).and_then(|hints| take(hints, pages, &recorder));
+                let told = hints.map_err(DriverError::from).and_then(|hints| take(hints, asked, pages, &recorder));
                 // Nobody listens once the move has ended.
                 let _ = inputs.send(SourceInput::Hinted { question, told: told.map_err(|error| in_words(&error)) });
             }
@@ -59,13 +60,16 @@ impl Drop for HintLane {
     }
 }
 
-fn take(hints: Hints, pages: u64, recorder: &Recorder) -> Result<Told, DriverError> {
+fn take(hints: Hints, asked: Asked, pages: u64, recorder: &Recorder) -> Result<Told, DriverError> {
     let Hints { free, types, backed } = hints;
     if free.len() != pages {
         return Err(DriverError::Protocol(format!("the guest tells of {} pages of RAM", free.len())));
     }
-    let backed_pages = backed.iter().map(|run| run.pages.count).sum();
-    recorder.record(Event::Hinted { free_pages: free.count(), backed_pages, types });
+    let (free_pages, backed_pages) = match asked {
+        Asked::Free => (Some(free.count()), None),
+        Asked::Copies => (None, Some(backed.iter().map(|run| run.pages.count).sum())),
+    };
+    recorder.record(Event::Hinted { free_pages, backed_pages, types });
     Ok(Told { free, backed })
 }
 
@@ -85,7 +89,7 @@ mod tests {
             }
             Err(MachineError::Hypervisor("given up".to_owned()))
         };
-        let lane = HintLane::start(8, never, inputs, Recorder::new(Mark::Source));
+        let lane = HintLane::start(8, Asked::Free, never, inputs, Recorder::new(Mark::Source));
         lane.ask(7);
         is_asked.recv().unwrap();
         drop(lane);

@@ -23,7 +23,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use whimbrel_disk::{BuildContext as DiskContext, MirrorSink, PulledAs, Volume};
-use whimbrel_machine::Machine;
+use whimbrel_machine::{Asked, Machine};
 use whimbrel_memory::{BuildContext, DirtyLog, EncodeChain};
 use whimbrel_model::{Block, ByteRate, Event, Extent, Family, Moment, Nanos, Needs, Observe, Page, UnitSet};
 use whimbrel_wire::page_frames::{Frame, HEADER_BYTES};
@@ -144,9 +144,10 @@ pub fn run_source(parts: SourceParts<'_>, progress: &mut Report<'_>) -> Result<L
     let encodes = [encode, demand_encode];
     let mut lanes = Lanes::start(&machine, &volume, remains, connections, encodes, &inputs, &parts.runtime)?;
     if movement.memory.asks_guest() {
-        let asked = Arc::clone(&machine);
-        let hints = move |given_up: &dyn Fn() -> bool| asked.hints(given_up);
-        lanes.hints = Some(HintLane::start(pages, hints, inputs.clone(), recorder.clone()));
+        let guest = Arc::clone(&machine);
+        let what = if movement.memory.refers() { Asked::Copies } else { Asked::Free };
+        let hints = move |given_up: &dyn Fn() -> bool| guest.hints(what, given_up);
+        lanes.hints = Some(HintLane::start(pages, what, hints, inputs.clone(), recorder.clone()));
     }
     let (core, timer, ending) = (SourceCore::new(plan), None, None);
     let mut source = Source { core, machine, volume, remains, acknowledged, log, recorder, lanes, timer, ending };

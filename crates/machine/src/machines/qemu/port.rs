@@ -3,7 +3,7 @@
 use super::words::{FromGuest, ToGuest, backed_frames, from_run_lengths, hear, line};
 use crate::clock::monotonic;
 use crate::error::MachineError;
-use crate::machine::{Hints, Progress, Silence};
+use crate::machine::{Asked, Hints, Progress, Silence};
 use std::io::{BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -26,7 +26,7 @@ enum Told {
 /// As [`FromGuest::Hints`] has it.
 struct OfPages {
     free: Vec<u64>,
-    types: PageTypes,
+    types: Option<PageTypes>,
     backed: Vec<(u64, u64, u64)>,
 }
 
@@ -113,20 +113,21 @@ impl Port {
         self.wait("to stop between two operations", patience, ended, |heard| heard.frozen.take())
     }
 
-    /// Asks the agent which frames are free, of so many.
+    /// Asks the agent what the guest knows of its frames, of so many.
     ///
     /// # Errors
     /// It can't tell, or does not answer in time, as where the guest is paused.
     pub(super) fn hints(
         &self,
+        asked: Asked,
         frames: u64,
         patience: Duration,
         ended: &dyn Fn() -> Option<String>,
     ) -> Result<Hints, MachineError> {
-        match self.ask(&|question| ToGuest::Hint { question, frames }, patience, ended)? {
+        match self.ask(&|question| ToGuest::Hint { question, asked, frames }, patience, ended)? {
             Told::Pages(told) => Ok(Hints {
                 free: from_run_lengths(&told.free, frames)?,
-                types: Some(told.types),
+                types: told.types,
                 backed: backed_frames(&told.backed, frames)?,
             }),
             Told::Offered => Err(answers_another_question()),
@@ -157,7 +158,7 @@ impl Port {
         // The same at no other time and in no other process, at this host or at the one that the guest moves to.
         let question = derive(u64::from(std::process::id()), monotonic().0);
         self.say(&words(question))?;
-        let what = "to say which pages are free";
+        let what = "to say what it knows of its pages";
         let answer = self.wait(what, patience, ended, |heard| heard.hints.take_if(|(of, _)| *of == question))?;
         answer.1.map_err(MachineError::Hypervisor)
     }

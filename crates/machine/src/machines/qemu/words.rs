@@ -1,6 +1,7 @@
 //! What the host and the agent in the guest say to each other over the guest's virtio-serial port: JSON, a line each.
 
 use crate::error::MachineError;
+use crate::machine::Asked;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, Read};
 use whimbrel_model::stream::Shape;
@@ -33,11 +34,13 @@ pub enum ToGuest {
     Go,
     /// Stop between two operations, and say [`FromGuest::Frozen`].
     Freeze,
-    /// Say which pages are free: [`FromGuest::Hints`] or [`FromGuest::NoHints`]. The guest runs on.
+    /// Say what you know of your pages: [`FromGuest::Hints`] or [`FromGuest::NoHints`]. The guest runs on.
     Hint {
         /// The question's number. A question may move with the guest and be answered at another host, which has not asked it:
         /// no two are the same.
         question: u64,
+        /// What is asked.
+        asked: Asked,
         /// How many frames the guest's memory has.
         frames: u64,
     },
@@ -76,15 +79,15 @@ pub enum FromGuest {
         /// Where the workload's pages lie: runs of frames of guest-physical memory, in the order of the pages.
         frames: Vec<(u64, u64)>,
     },
-    /// What the guest's kernel knows of its pages.
+    /// What the guest knows of its pages; of what was not asked, nothing.
     Hints {
         /// The question's number.
         question: u64,
         /// Frames of guest-physical memory that were free at an instant after the question, each at its own, as
         /// [`run_lengths`] has them.
         free: Vec<u64>,
-        /// What all frames are.
-        types: PageTypes,
+        /// What all frames are, as its kernel says where it is asked which are free.
+        types: Option<PageTypes>,
         /// Frames that hold what is on the disk: runs of a first frame, how many, and the byte of the disk at which they begin.
         backed: Vec<(u64, u64, u64)>,
     },
@@ -93,7 +96,7 @@ pub enum FromGuest {
         /// The question's number.
         question: u64,
     },
-    /// It can't say which pages are free.
+    /// It can't say.
     NoHints {
         /// The question's number.
         question: u64,
