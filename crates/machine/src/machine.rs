@@ -233,7 +233,7 @@ pub struct Silence {
     /// Each vCPU's last heartbeat; 0: none yet.
     pub last_beats: Vec<Nanos>,
     /// What the guest's own clock said at the first heartbeat and at the last; `None`: it has none, or was not heard.
-    pub own_clock: Option<[Nanos; 2]>,
+    pub own_clock: [Option<Nanos>; 2],
     /// Where heartbeats are a client's answers: its requests.
     pub requests: Option<Requests>,
 }

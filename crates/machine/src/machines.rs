@@ -46,7 +46,7 @@ pub struct OwnDisk {
 pub struct Kind {
     /// Makes one: paused, its RAM and disk as they are.
     pub build: fn(MachineSetup) -> Result<Arc<dyn Machine>, MachineError>,
-    /// Whether guests of this kind can be had on this host, where that depends on it; `Err`: what is missing.
+    /// Whether the program that such guests run in is on this host, where there is one; `Err`: why it can't be used.
     pub here: fn() -> Result<(), String>,
     /// How many pages of a guest with so many pages of RAM its workload may use; `Err`: the least that RAM must have.
     pub workload_pages: fn(u64) -> Result<u64, u64>,

@@ -157,9 +157,15 @@ impl MemoryChoice {
         self.members.throttle.name != DEFAULT_THROTTLE
     }
 
-    /// Whether the guest must tell which of its pages are free.
+    /// Whether the guest must tell what it knows of its pages: which are free or, where they [go as references](Self::refers), which
+    /// are copies of its disk's blocks.
     pub fn asks_guest(&self) -> bool {
         self.members.asks_guest()
+    }
+
+    /// Whether pages that are free may stay out for good.
+    pub fn leaves_out(&self) -> bool {
+        self.members.leaves_out()
     }
 
     /// Whether pages may go as references to the disk.
@@ -243,8 +249,7 @@ impl Members {
         }
         let why = format!("the schedule {} pushes nothing while the guest runs at the source", self.schedule.name);
         // What is free stays out of a pause too, and of what is left behind.
-        let leaves_out = self.asks_guest() && !self.selects(|select| select.refers());
-        if !pushes && self.select.name != DEFAULT_SELECT && !leaves_out {
+        if !pushes && self.select.name != DEFAULT_SELECT && !self.leaves_out() {
             pointless("select", why.clone())?;
             self.select = SELECTIONS.find(DEFAULT_SELECT)?;
         }
@@ -253,6 +258,10 @@ impl Members {
             self.throttle = THROTTLES.find(DEFAULT_THROTTLE)?;
         }
         Ok(())
+    }
+
+    fn leaves_out(&self) -> bool {
+        self.asks_guest() && !self.selects(|select| select.refers())
     }
 
     fn asks_guest(&self) -> bool {

@@ -45,11 +45,11 @@ impl Recorder {
         self.silence(machine.silence(), |silence| silence.first_beats, |[first, _]| first);
     }
 
-    fn silence(&self, heard: Silence, edge: fn(Silence) -> Vec<Nanos>, own: fn([Nanos; 2]) -> Nanos) {
+    fn silence(&self, heard: Silence, edge: fn(Silence) -> Vec<Nanos>, own: fn([Option<Nanos>; 2]) -> Option<Nanos>) {
         if let Some(requests) = heard.requests {
             self.record(Event::Served { requests });
         }
-        let (longest_ns, said, edge) = (heard.longest_ns, heard.own_clock.map(own), edge(heard));
+        let (longest_ns, said, edge) = (heard.longest_ns, own(heard.own_clock), edge(heard));
         if let (Some(said), Some(heard)) = (said, edge.first()) {
             self.record(Event::GuestClock { heard: *heard, said });
         }

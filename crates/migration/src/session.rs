@@ -437,6 +437,10 @@ impl Move<'_> {
             });
             let why = "the guest is its user's: nothing tells of the work that it does";
             reasons.extend(of_its_own.map(|name| (name.to_owned(), why.to_owned())));
+            reasons.insert(
+                "guest_clock_lag_ns".to_owned(),
+                "the guest is its user's: nothing tells of its clock".to_owned(),
+            );
             if brought.probe.is_none() {
                 let why = "nothing asks the guest: guest.qemu.probe_port is not set";
                 reasons.insert("guest_gap_ns".to_owned(), why.to_owned());

@@ -89,20 +89,25 @@ pub fn check_brought(experiment: &Experiment) -> Result<(), Mistake> {
     Err(Mistake { origin: experiment.origin.clone(), place, message: error.to_string() })
 }
 
-/// Sees that the kinds of machine that cells name can be had here.
+/// Sees that the programs are here in which guests at embedded hosts run.
 ///
 /// # Errors
-/// The first that can't.
+/// The first that is not.
 pub fn check_machines(experiment: &Experiment) -> Result<(), Mistake> {
-    let mut kinds: Vec<&str> = experiment.cells.iter().map(|cell| cell.setting.guest.machine).collect();
-    kinds.sort_unstable();
-    kinds.dedup();
-    for name in kinds {
-        let kind = &whimbrel_machine::MACHINES.find(name).expect("the name was looked up in the registry").build;
+    let mut kinds: Vec<&str> = Vec::new();
+    for cell in &experiment.cells {
+        let machine = cell.setting.guest.machine;
+        if kinds.contains(&machine) {
+            continue;
+        }
+        kinds.push(machine);
+        let kind = &whimbrel_machine::MACHINES.find(machine).expect("the name was looked up in the registry").build;
         if let Err(why) = (kind.here)() {
             let key = ["guest".to_owned(), "machine".to_owned()];
             let place = experiment.tree.at(&key).map_or(Place::Missing, |f| f.place.clone());
-            let message = format!("guest.machine: {name:?} can't be had on this host: {why}; or write \"thread\"");
+            let message = format!(
+                "guest.machine: {machine:?} can't be had on this host: {why}; `whimbrel doctor` says what helps"
+            );
             return Err(Mistake { origin: experiment.origin.clone(), place, message });
         }
     }

@@ -91,7 +91,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     source: "QEMU",
     build: Kind {
         build: |setup| Ok(Arc::new(QemuMachine::new(setup)?)),
-        here: || version().map(drop).map_err(|error| format!("{error}; Debian's package is qemu-system-x86")),
+        here: || version().map(drop).map_err(|error| error.to_string()),
         workload_pages,
         own: &own::OWN,
         own_disk: &mirror::OWN_DISK,

@@ -37,7 +37,7 @@ impl Desk {
         self.listen(Mark::Destination);
         let is_new = self.take_up(spec, movement)?;
         let guest = self.guest.as_mut().ok_or_else(no_guest)?;
-        if movement.memory.asks_guest() {
+        if movement.memory.leaves_out() {
             guest.clear_ram();
         }
         let context = guest.disk_context();

@@ -230,6 +230,7 @@ impl<U: FlowUnit> Flow<U> {
             if self.awaiting == Awaiting::Hints {
                 self.awaiting = Awaiting::Nothing;
             }
+            // Where units go by name nobody asks which are free.
             self.free = (!self.select.refers()).then_some(free);
         }
         counts

@@ -386,6 +386,7 @@ fn event() -> impl Strategy<Value = Recorded> {
         2 => any::<u32>().prop_map(|u| work(u.into())),
         1 => any::<u64>().prop_map(|ns| Event::Fault { family: Family::Disk, ns, in_flight: false }),
         1 => any::<u64>().prop_map(|ns| Event::Silence { longest_ns: ns, edge: vec![Nanos(ns)] }),
+        1 => any::<[u64; 2]>().prop_map(|[heard, said]| Event::GuestClock { heard: Nanos(heard), said: Nanos(said) }),
         1 => any::<u64>().prop_map(move |ns| Event::Round { round: round(ns) }),
         1 => (0.0..=1.0).prop_map(|share| Event::Throttled { share }),
         1 => Just(Event::Failed { reason: "it broke".to_owned() }),

@@ -262,7 +262,7 @@ pub(super) fn guest_clock_lag(events: &[Recorded], timeline: &Timeline<'_>, fact
             Event::GuestClock { heard, said } if e.host == host => Some((clock(heard), clock(said))),
             _ => None,
         });
-        found.ok_or_else(|| format!("no clock of the guest's own was read at the {}", host_name(host)))
+        found.ok_or_else(|| format!("the guest has no clock of its own, or was not heard at the {}", host_name(host)))
     };
     let ((left, before), (arrived, after)) = (at(Mark::Source)?, at(Mark::Destination)?);
     let offset = facts.clock.ok_or_else(|| super::timeline::NO_OFFSET.to_owned())?.offset_ns;

@@ -65,7 +65,7 @@ const INCREMENT: Parameter = Parameter {
 /// QEMU itself knows no end where the guest writes faster than the link carries.
 const GIVE_UP: Parameter = Parameter {
     name: "give_up_after",
-    summary: "how long QEMU's migration may go on before it is cancelled, 1 s to 24 h",
+    summary: "how long QEMU's migration may go on before it is cancelled, and a post-copy that has begun: 1 s to 86400 s",
     kind: Kind::Duration,
     default: Some("120 s"),
 };
@@ -87,13 +87,13 @@ const fn precopy(capabilities: &'static [Capability]) -> Own {
         streams: |_| vec![OwnStream::Bulk],
         hinted: |given| given.flag(HINTS.name),
         postcopy: false,
-        settings: |given| downtime(given, json!({})),
+        settings: |given| common(given, json!({})),
     }
 }
 
 const fn postcopy(capabilities: &'static [Capability], streams: fn(&Parameters) -> Vec<OwnStream>) -> Own {
     // QEMU asks no guest for hints once a post-copy may follow.
-    Own { capabilities, streams, hinted: |_| false, postcopy: true, settings: |given| downtime(given, json!({})) }
+    Own { capabilities, streams, hinted: |_| false, postcopy: true, settings: |given| common(given, json!({})) }
 }
 
 /// A capability, and the version of QEMU that it came with.
@@ -147,10 +147,10 @@ const MOST_DOWNTIME_MS: u64 = 2_000_000;
 /// The largest cache. With one of a terabyte a run had not got beyond its beginning after a minute.
 const MOST_CACHE_BYTES: u64 = 16 << 30;
 
-/// `settings`, with the longest pause. There is no limit to the rate but the link's.
-fn downtime(given: &Parameters, mut settings: Value) -> Result<Value, ParameterError> {
+/// `settings`, with what all have. There is no limit to the rate but the link's.
+fn common(given: &Parameters, mut settings: Value) -> Result<Value, ParameterError> {
     if !MAY_TAKE.contains(&within(given)) {
-        return refuse(GIVE_UP, format!("{} ns", given.duration(GIVE_UP.name).0), "1 s to 24 h");
+        return refuse(GIVE_UP, format!("{} ns", given.duration(GIVE_UP.name).0), "1 s to 86400 s");
     }
     let longest = given.duration(DOWNTIME.name);
     match longest.0 / 1_000_000 {
@@ -161,7 +161,7 @@ fn downtime(given: &Parameters, mut settings: Value) -> Result<Value, ParameterE
 }
 
 /// The accepted values of [`GIVE_UP`].
-const MAY_TAKE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+const MAY_TAKE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86400);
 
 /// How long a migration may go on.
 fn within(given: &Parameters) -> Duration {
@@ -175,7 +175,7 @@ fn refuse(key: Parameter, found: impl ToString, accepted: &str) -> Result<Value,
 
 fn multifd(given: &Parameters) -> Result<Value, ParameterError> {
     match given.count(CHANNELS.name) {
-        channels @ 1..=64 => downtime(given, json!({ "multifd-channels": channels })),
+        channels @ 1..=64 => common(given, json!({ "multifd-channels": channels })),
         channels => refuse(CHANNELS, channels, "1 to 64"),
     }
 }
@@ -183,7 +183,7 @@ fn multifd(given: &Parameters) -> Result<Value, ParameterError> {
 fn xbzrle(given: &Parameters) -> Result<Value, ParameterError> {
     match given.size(CACHE.name).0 {
         bytes @ PAGE_BYTES..=MOST_CACHE_BYTES if bytes.is_power_of_two() => {
-            downtime(given, json!({ "xbzrle-cache-size": bytes }))
+            common(given, json!({ "xbzrle-cache-size": bytes }))
         }
         bytes => refuse(CACHE, format!("{bytes} B"), "a power of two from \"4 KiB\" to \"16 GiB\""),
     }
@@ -197,7 +197,7 @@ fn auto_converge(given: &Parameters) -> Result<Value, ParameterError> {
             _ => return refuse(parameter, given.number(parameter.name), "0.01 to 0.99"),
         }
     }
-    downtime(given, settings)
+    common(given, settings)
 }
 
 const POSTCOPY: Capability = ("postcopy-ram", "2.5");
@@ -317,18 +317,18 @@ fn migrate(
     let (own, parameters) = find(own)?;
     let within = within(&parameters);
     let end = Instant::now() + within;
-    let wait = |wanted: &dyn Fn(&Event) -> bool| wait(qmp, mark, within, end, wanted);
+    let wait = |end, wanted: &dyn Fn(&Event) -> bool| wait(qmp, mark, within, end, wanted);
     qmp.execute("migrate", uri(&meeting(folder)))?;
     let mut begun = false;
     if own.postcopy {
         let passes = Some(parameters.count(PASSES.name));
         let ready = |event: &Event| event.name == "MIGRATION_PASS" && event.raw["data"]["pass"].as_u64() > passes;
-        wait(&|event| ready(event) || ended(event))?;
+        wait(end, &|event| ready(event) || ended(event))?;
         // It may have ended by itself meanwhile, and then there is nothing to begin.
         begun = qmp.execute("migrate-start-postcopy", json!({})).is_ok();
     }
     let copied = copy.map(|copy| {
-        let held = wait(&|event| status(event) == HELD || ended(event))?;
+        let held = wait(end, &|event| status(event) == HELD || ended(event))?;
         if status(&held) != HELD {
             return Ok(None);
         }
@@ -338,8 +338,12 @@ fn migrate(
     });
     let (disk_whole, job) = copied.transpose()?.flatten().unzip();
     let end = match begun {
-        true => qmp.wait(mark, within, ended).map_err(|error| MachineError::Departed(error.to_string()))?,
-        false => wait(&ended)?,
+        true => qmp.wait(mark, within, ended).map_err(|error| match qmp.closed() {
+            Some(_) => MachineError::Departed(error.to_string()),
+            None => MachineError::Departed(format!("its post-copy had {}", not_ended(within))),
+        })?,
+        // To end its job took the disk time. What is left to cross then is the device state: it isn't cut off.
+        false => wait(end.max(Instant::now() + LATER), &ended)?,
     };
     let mut figures = figures(qmp)?;
     if status(&end) != "completed" {
@@ -383,14 +387,15 @@ fn wait(
                 // It may have come to its end first.
                 let _ = qmp.wait(mark, LATER, ended);
             }
-            let why = format!(
-                "QEMU's migration had not ended after {} (memory.give_up_after)",
-                Nanos(within.as_nanos() as u64)
-            );
+            let why = format!("QEMU's migration had {}", not_ended(within));
             Err(MachineError::Hypervisor(why))
         }
         heard => heard,
     }
+}
+
+fn not_ended(within: Duration) -> String {
+    format!("not ended after {} (memory.give_up_after)", Nanos(within.as_nanos() as u64))
 }
 
 /// Makes ready to take a guest in; streams are connected to the paths that are answered.

@@ -35,7 +35,7 @@ struct Heard {
     here: Option<u64>,
     ready: bool,
     frozen: Option<(String, Vec<(u64, u64)>)>,
-    /// The last answer to a question about free pages, with the question's number; `Err`: why there is none.
+    /// The last answer to a question about pages, with the question's number; `Err`: why there is none.
     hints: Option<(u64, Result<Told, String>)>,
     failed: Option<String>,
     closed: Option<String>,
@@ -44,7 +44,7 @@ struct Heard {
     first: Nanos,
     last: Nanos,
     /// What the guest's clock said at both.
-    own_clock: [Nanos; 2],
+    own_clock: [Option<Nanos>; 2],
 }
 
 #[derive(Default)]
@@ -201,7 +201,7 @@ impl Port {
             longest_ns: heard.longest_ns,
             first_beats: vec![heard.first; self.vcpus],
             last_beats: vec![heard.last; self.vcpus],
-            own_clock: (heard.first.0 != 0).then_some(heard.own_clock),
+            own_clock: heard.own_clock,
             requests: None,
         }
     }
@@ -210,7 +210,7 @@ impl Port {
     pub(super) fn reset_silence(&self) {
         let mut heard = self.heard();
         heard.longest_ns = 0;
-        heard.first = Nanos(0);
+        (heard.first, heard.own_clock[0]) = (Nanos(0), None);
     }
 
     /// Why the agent can't go on, if so.
@@ -256,9 +256,9 @@ fn listen(mut reader: BufReader<UnixStream>, vcpus: usize, shared: &Shared) {
                     heard.longest_ns = heard.longest_ns.max(now.since(heard.last).0);
                 }
                 if heard.first.0 == 0 {
-                    (heard.first, heard.own_clock[0]) = (now, Nanos(clock_ns));
+                    (heard.first, heard.own_clock[0]) = (now, Some(Nanos(clock_ns)));
                 }
-                (heard.last, heard.own_clock[1]) = (now, Nanos(clock_ns));
+                (heard.last, heard.own_clock[1]) = (now, Some(Nanos(clock_ns)));
                 heard.progress = Progress { units, operations };
             }
             Ok(Some(FromGuest::Frozen { state, frames })) => heard.frozen = Some((state, frames)),

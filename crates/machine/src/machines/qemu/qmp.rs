@@ -58,7 +58,10 @@ impl Shared {
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(MachineError::Hypervisor(format!("QEMU was silent for {} s", patience.as_secs())));
+                return Err(MachineError::Hypervisor(format!(
+                    "QEMU did not tell what was waited for within {} s",
+                    patience.as_secs()
+                )));
             }
             heard = self.changed.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -113,7 +113,7 @@ impl Service {
             longest_ns: told.longest_ns,
             first_beats: vec![told.first],
             last_beats: vec![told.last],
-            own_clock: None,
+            own_clock: [None; 2],
             requests: Some(told.requests),
         }
     }
