@@ -4,7 +4,7 @@
 //! The guest sweeps over more pages than it reaches in a window, so that with a log armed every write is a page's first.
 
 use crate::agents::in_words;
-use crate::tally::{Figure, Limit, Tally};
+use crate::tally::{Figure, Limit, Tally, median};
 use crate::{Options, Outcome};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -30,6 +30,9 @@ const WARM_UP: Duration = Duration::from_millis(20);
 
 /// How long a turn counts. Short ones, since what a host does changes within a second.
 const TURN: Duration = Duration::from_millis(150);
+
+/// Turns of each guest by which two are compared: about 22 s.
+const TURNS: usize = 60;
 
 /// Both logs begin to be paid for before the window does.
 const FIRST_WRITES: Duration = Duration::from_millis(100);
@@ -80,14 +83,14 @@ fn turn(machine: &dyn Machine) -> f64 {
     rate
 }
 
-/// What the first guest writes to what the second does, in turns.
-fn ratios(guests: [&dyn Machine; 2], turns: usize) -> Vec<f64> {
+/// What the first guest writes to what the second does: the median of turns.
+fn compare(guests: [&dyn Machine; 2]) -> f64 {
     let one = |at: usize| {
         let mut rates = [0.0; 2];
         [at % 2, 1 - at % 2].into_iter().for_each(|side| rates[side] = turn(guests[side]));
         rates[0] / rates[1]
     };
-    (0..turns).map(one).collect()
+    median(&(0..TURNS).map(one).collect::<Vec<_>>())
 }
 
 /// Runs a guest for as long as this.
@@ -128,32 +131,41 @@ fn logged_by_qemu(machine: &Arc<dyn Machine>) -> Result<f64, String> {
     }
 }
 
-/// A guest whose log was armed and is not, against one whose log never was; and the cost of a first write.
+/// How a guest compares with one whose log never is armed, after its own was armed and ended, and before.
 ///
-/// Two guests never write equally fast, wherever their pages and their code happen to lie. So how they compare is measured before
-/// either log was armed, and again after the first one's was; in turns both times, so that what the host does strikes both.
-pub fn qemu_tracking(options: &Options, tally: &mut Tally) -> Outcome {
-    let span = Duration::from_millis(if options.quick { 200 } else { 600 });
-    let (tracked, untouched) = (guest()?, guest()?);
-    let guests: [&dyn Machine; 2] = [&*tracked, &*untouched];
-    let turns = options.pairs(1000);
+/// Two guests never write equally fast, wherever their pages and their code happen to lie, and turn by turn each differs from itself
+/// by a tenth. So they are compared before either log was armed too; and in turns both times, so that what the host does strikes
+/// both. The one is started before the other by turns.
+fn once_armed(at: usize) -> Result<(f64, f64), String> {
+    let both = [guest()?, guest()?];
+    let (tracked, untouched) = (&both[at % 2], &both[1 - at % 2]);
+    let guests: [&dyn Machine; 2] = [&**tracked, &**untouched];
     guests.iter().for_each(|guest| run_for(*guest, RECOVERY));
-    let before = ratios(guests, turns);
+    let before = compare(guests);
     let mut log = (DIRTY_LOGS.entries[0].build)(tracked.ram()).map_err(|error| in_words(&error))?;
     log.arm().map_err(|error| in_words(&error))?;
-    run_for(&*tracked, FIRST_WRITES);
+    run_for(&**tracked, FIRST_WRITES);
     log.disarm().map_err(|error| in_words(&error))?;
     guests.iter().for_each(|guest| run_for(*guest, RECOVERY));
-    let after = ratios(guests, turns);
+    let after = compare(guests);
+    guests.iter().find_map(|guest| guest.failure()).map_or(Ok((after, before)), Err)
+}
+
+/// A guest whose log was armed and is not, against one whose log never was; and the cost of a first write.
+///
+/// A pair of the first is two fresh guests: where pages and code lie is drawn anew, and is in the interval.
+pub fn qemu_tracking(options: &Options, tally: &mut Tally) -> Outcome {
+    let span = Duration::from_millis(if options.quick { 200 } else { 600 });
+    let pairs = (0..options.pairs(16)).map(once_armed).collect::<Result<Vec<_>, _>>()?;
     tally.enter(&Figure {
         name: "qemu guest's writes to another's, its log disarmed / never armed",
         unit: "",
-        pairs: &after.into_iter().zip(before).collect::<Vec<_>>(),
+        pairs: &pairs,
         limit: Limit::Surely { least: 0.98, low: 0.98 },
     });
     let huge = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
     tally.note("qemu guest", &format!("huge pages of shared memory: {}", huge.trim()));
-    drop(untouched);
+    let tracked = guest()?;
     tracked.run();
     let mut costs = Vec::new();
     for _ in 0..options.pairs(25) {
