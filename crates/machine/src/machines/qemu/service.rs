@@ -173,6 +173,9 @@ fn serve(shared: &Shared, address: SocketAddr, probe: &Probe) {
 fn ask(address: SocketAddr, probe: &Probe) -> io::Result<()> {
     let end = Instant::now() + PATIENCE;
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    // Whoever has been asked forgets at once. A guest that remembered its connections for a minute, as the one that closes first does,
+    // would refuse those of the client at the other host that happen to come from a port of one of them.
+    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(probe.send.as_bytes())?;
@@ -246,6 +249,20 @@ mod tests {
         assert!(silence.longest_ns > 0 && silence.first_beats < silence.last_beats, "{silence:?}");
         service.reset_silence();
         assert_eq!((service.silence().longest_ns, service.silence().first_beats), (0, vec![Nanos(0)]));
+    }
+
+    #[test]
+    fn a_server_that_was_asked_keeps_nothing_of_the_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"200 OK").unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all)
+        });
+        ask(address, &probe("200 OK")).unwrap();
+        assert_eq!(server.join().unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[test]
