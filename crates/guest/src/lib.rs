@@ -3,8 +3,8 @@
 //! It mounts what it needs and loads the modules ([`boot`]), takes memory and locks it, fills it with the workload's
 //! content, and then is a machine of the thread kind over that memory and `/dev/vda` ([`block_device`]). So a guest
 //! under QEMU executes the very operations that a thread machine does, by the same code, and the same twin judges it.
-//! Over its port it gives heartbeats and is told what to do ([`agent`]), and asked which pages are free ([`page_flags`]) or copies of the disk's blocks, or to
-//! tell QEMU itself ([`balloon`]).
+//! Over its port it gives heartbeats and is told what to do ([`agent`]), and asked which pages are free ([`page_flags`]) or
+//! copies of the disk's blocks, or to tell QEMU itself ([`balloon`]).
 
 #![forbid(unsafe_code)]
 

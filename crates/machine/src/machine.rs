@@ -73,9 +73,9 @@ pub trait Machine: Send + Sync {
         Nanos(500_000)
     }
 
-    /// What the guest knows of its own pages, of what is asked. To be asked while it runs, and, where pages are to be left out by the answer,
-    /// once the dirty log is armed: see [`Hints`]. Where the guest must be waited for, `given_up` is asked now and then whether
-    /// the answer is wanted no more.
+    /// What the guest knows of its own pages, of what is asked. To be asked while it runs, and, where pages are to be left out by
+    /// the answer, once the dirty log is armed: see [`Hints`]. Where the guest must be waited for, `given_up` is asked now and
+    /// then whether the answer is wanted no more.
     ///
     /// # Errors
     /// Nothing in the guest knows, what it says can't be relied on, it does not answer, or the question was given up.

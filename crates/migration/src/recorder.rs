@@ -37,19 +37,20 @@ impl Recorder {
 
     /// Records what the heartbeats say of a guest that leaves this host, or has tried to.
     pub fn departure(&self, machine: &dyn Machine) {
-        self.silence(machine.silence(), |silence| silence.last_beats, |[_, last]| last);
+        self.silence(machine.silence(), |silence| (silence.last_beats, silence.own_clock[1]));
     }
 
     /// Records what the heartbeats say of a guest that came to this host.
     pub fn arrival(&self, machine: &dyn Machine) {
-        self.silence(machine.silence(), |silence| silence.first_beats, |[first, _]| first);
+        self.silence(machine.silence(), |silence| (silence.first_beats, silence.own_clock[0]));
     }
 
-    fn silence(&self, heard: Silence, edge: fn(Silence) -> Vec<Nanos>, own: fn([Option<Nanos>; 2]) -> Option<Nanos>) {
+    fn silence(&self, heard: Silence, edge: fn(Silence) -> (Vec<Nanos>, Option<Nanos>)) {
         if let Some(requests) = heard.requests {
             self.record(Event::Served { requests });
         }
-        let (longest_ns, said, edge) = (heard.longest_ns, own(heard.own_clock), edge(heard));
+        let longest_ns = heard.longest_ns;
+        let (edge, said) = edge(heard);
         if let (Some(said), Some(heard)) = (said, edge.first()) {
             self.record(Event::GuestClock { heard: *heard, said });
         }

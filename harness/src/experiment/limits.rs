@@ -1,6 +1,8 @@
 //! What this host can hold: checked before anything starts.
 
 use super::{Cell, Experiment, Mistake, Place};
+use whimbrel_machine::MACHINES;
+use whimbrel_machine::machines::Kind;
 use whimbrel_model::Bytes;
 
 /// What a host has.
@@ -89,20 +91,27 @@ pub fn check_brought(experiment: &Experiment) -> Result<(), Mistake> {
     Err(Mistake { origin: experiment.origin.clone(), place, message: error.to_string() })
 }
 
+/// The first of these cells with each kind of machine, and the kind: what a host has of it is asked once.
+fn each_machine<'a>(cells: impl Iterator<Item = &'a Cell>) -> impl Iterator<Item = (&'a Cell, &'static Kind)> {
+    let mut seen: Vec<&str> = Vec::new();
+    cells.filter_map(move |cell| {
+        let machine = cell.setting.guest.machine;
+        if seen.contains(&machine) {
+            return None;
+        }
+        seen.push(machine);
+        Some((cell, &MACHINES.find(machine).expect("the name was looked up in the registry").build))
+    })
+}
+
 /// Sees that the programs are here in which guests at embedded hosts run.
 ///
 /// # Errors
 /// The first that is not.
 pub fn check_machines(experiment: &Experiment) -> Result<(), Mistake> {
-    let mut kinds: Vec<&str> = Vec::new();
-    for cell in &experiment.cells {
-        let machine = cell.setting.guest.machine;
-        if kinds.contains(&machine) {
-            continue;
-        }
-        kinds.push(machine);
-        let kind = &whimbrel_machine::MACHINES.find(machine).expect("the name was looked up in the registry").build;
+    for (cell, kind) in each_machine(experiment.cells.iter()) {
         if let Err(why) = (kind.here)() {
+            let machine = cell.setting.guest.machine;
             let key = ["guest".to_owned(), "machine".to_owned()];
             let place = experiment.tree.at(&key).map_or(Place::Missing, |f| f.place.clone());
             let message = format!(
@@ -120,15 +129,9 @@ pub fn check_machines(experiment: &Experiment) -> Result<(), Mistake> {
 /// A kind of machine that can't, with the first cell that needs it.
 pub fn check_throttles(experiment: &Experiment) -> Result<(), Mistake> {
     let slowed = |cell: &&Cell| cell.setting.own.is_none() && cell.setting.memory.throttles();
-    let mut kinds: Vec<&str> = Vec::new();
-    for cell in experiment.cells.iter().filter(slowed) {
-        let machine = cell.setting.guest.machine;
-        if kinds.contains(&machine) {
-            continue;
-        }
-        kinds.push(machine);
-        let kind = &whimbrel_machine::MACHINES.find(machine).expect("the name was looked up in the registry").build;
+    for (cell, kind) in each_machine(experiment.cells.iter().filter(slowed)) {
         if let Err(why) = (kind.throttles_here)() {
+            let machine = cell.setting.guest.machine;
             let at = |key: &str| experiment.tree.at(&["memory".to_owned(), key.to_owned()]).map(|f| f.place.clone());
             let place = at("throttle").or_else(|| at("preset")).unwrap_or(Place::Missing);
             let throttle = &cell.setting.memory.resolved()["throttle"];

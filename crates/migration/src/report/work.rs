@@ -8,7 +8,7 @@ use super::timeline::{Timeline, between};
 use super::{Facts, Measured, Reasons, WorkSample, not_recorded};
 use serde::{Deserialize, Serialize};
 use whimbrel_model::event::Requests;
-use whimbrel_model::{Event, Mark, Moment, Recorded};
+use whimbrel_model::{Event, Mark, Moment, Nanos, Recorded};
 
 /// Progress may be extrapolated to an instant that lies at most this far outside the readings.
 const REACH_NS: f64 = 50e6;
@@ -221,11 +221,21 @@ fn throttled(events: &[Recorded], timeline: &Timeline<'_>) -> Measured<u64> {
     Ok(taken as u64)
 }
 
+/// What the last event that `pick` picks of a host's says.
+fn last_word<T>(events: &[Recorded], host: Mark, pick: impl Fn(&Event) -> Option<T>) -> Option<T> {
+    events.iter().rev().filter(|recorded| recorded.host == host).find_map(|recorded| pick(&recorded.event))
+}
+
+/// A reading of a clock, for differences.
+fn clock(read: Nanos) -> i64 {
+    i64::try_from(read.0).unwrap_or(i64::MAX)
+}
+
 /// The longest silence of the heartbeat on either host or across the move, less the control run's.
 pub(super) fn guest_gap(events: &[Recorded], timeline: &Timeline<'_>, facts: &Facts) -> Measured<u64> {
     let silence = |host| {
-        events.iter().rev().find_map(|e| match &e.event {
-            Event::Silence { longest_ns, edge } if e.host == host => Some((*longest_ns, edge.clone())),
+        last_word(events, host, |event| match event {
+            Event::Silence { longest_ns, edge } => Some((*longest_ns, edge.clone())),
             _ => None,
         })
     };
@@ -241,8 +251,7 @@ pub(super) fn guest_gap(events: &[Recorded], timeline: &Timeline<'_>, facts: &Fa
             return Err("the guest was not heard at the destination before the trial ended".to_owned());
         }
         let offset = facts.clock.ok_or_else(|| super::timeline::NO_OFFSET.to_owned())?.offset_ns;
-        let clock = |ns: u64| i64::try_from(ns).unwrap_or(i64::MAX);
-        let across = left.iter().zip(&arrived).map(|(a, b)| between(clock(a.0), clock(b.0).saturating_sub(offset)));
+        let across = left.iter().zip(&arrived).map(|(a, b)| between(clock(*a), clock(*b).saturating_sub(offset)));
         longest = longest.max(there).max(across.max().unwrap_or(0));
     }
     let control = facts.control.as_ref().and_then(|c| c.longest_silence_ns);
@@ -256,10 +265,9 @@ pub(super) fn guest_clock_lag(events: &[Recorded], timeline: &Timeline<'_>, fact
     if !timeline.reached(Moment::Resumed) {
         return Err(not_recorded());
     }
-    let clock = |ns: whimbrel_model::Nanos| i64::try_from(ns.0).unwrap_or(i64::MAX);
     let at = |host| {
-        let found = events.iter().rev().find_map(|e| match e.event {
-            Event::GuestClock { heard, said } if e.host == host => Some((clock(heard), clock(said))),
+        let found = last_word(events, host, |event| match event {
+            Event::GuestClock { heard, said } => Some((clock(*heard), clock(*said))),
             _ => None,
         });
         found.ok_or_else(|| format!("the guest has no clock of its own, or was not heard at the {}", host_name(host)))
@@ -280,8 +288,8 @@ pub struct Service {
 impl Service {
     pub(super) fn of(events: &[Recorded], reasons: &mut Reasons<'_>) -> Self {
         let of = |host| {
-            let found = events.iter().rev().find_map(|e| match e.event {
-                Event::Served { requests } if e.host == host => Some(requests),
+            let found = last_word(events, host, |event| match event {
+                Event::Served { requests } => Some(*requests),
                 _ => None,
             });
             found.ok_or_else(|| format!("no client asked the guest at the {}", host_name(host)))
