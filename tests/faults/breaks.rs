@@ -4,6 +4,7 @@ use crate::proxy::{Act, Lane, Point, Proxy, Toward};
 use crate::sample::{Factor, Row, pairwise, part, product};
 use crate::support::{Pair, at_once, guest, plan, run, saw};
 use serde_json::{Value, json};
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -176,7 +177,7 @@ fn whatever_breaks_the_guest_is_alive_at_one_side_or_the_row_says_lost() {
     println!("{} moves; WHIMBREL_SEED={seed}", tried.len());
     let (complaints, reached) = (complaints.into_inner().unwrap(), reached.into_inner().unwrap());
     for (point, _) in POINTS.iter().zip(&reached).filter(|(_, reached)| !**reached) {
-        eprintln!("SKIPPED: no move came by {point:?}");
+        drop(writeln!(std::io::stderr(), "SKIPPED: no move came by {point:?}"));
     }
     assert!(complaints.is_empty(), "WHIMBREL_SEED={seed}\n{}", complaints.join("\n"));
 }
@@ -185,9 +186,10 @@ fn whatever_breaks_the_guest_is_alive_at_one_side_or_the_row_says_lost() {
 fn a_link_that_stalls_for_half_a_minute_is_lived_through() {
     const STALL: Duration = Duration::from_secs(30);
     if std::env::var_os("WHIMBREL_FULL").is_none() {
-        eprintln!(
+        drop(writeln!(
+            std::io::stderr(),
             "SKIPPED: links that stall for {STALL:?}: real time, by --full alone; the simulation stalls them always"
-        );
+        ));
         return;
     }
     let points = [

@@ -2,6 +2,7 @@
 
 use crate::support::{Agent, DISK_BYTES, Pair, guest, plan, run, within};
 use serde_json::json;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use whimbrel_migration::report::{Outcome, Report, Verdict};
@@ -15,11 +16,14 @@ fn cramped(folder: &Path, bytes: u64) -> Option<Agent> {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            eprintln!("SKIPPED: a host whose disk is full: a small file system can't be mounted: {why}");
+            drop(writeln!(
+                std::io::stderr(),
+                "SKIPPED: a host whose disk is full: a small file system can't be mounted: {why}"
+            ));
             return None;
         }
         Err(error) => {
-            eprintln!("SKIPPED: a host whose disk is full: unshare: {error}");
+            drop(writeln!(std::io::stderr(), "SKIPPED: a host whose disk is full: unshare: {error}"));
             return None;
         }
     }

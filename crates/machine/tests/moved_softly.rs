@@ -6,6 +6,7 @@ mod common;
 use common::{Guest, plan};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::io::Write as _;
 use whimbrel_machine::{Asked, Verification};
 use whimbrel_memory::DirtyLog;
 use whimbrel_memory::dirty_logs::DIRTY_LOGS;
@@ -79,8 +80,9 @@ fn move_softly(vcpus: u32, lie: impl Fn(&mut UnitSet<Page>)) -> Option<(Verifica
     let (source, destination) = (plan.guest_of(streams(), true), plan.guest_of(streams(), false));
     let mut twin = plan.twin_of(streams());
     let armed = (DIRTY_LOGS.find("userfault").unwrap().build)(&source.ram).and_then(|mut log| log.arm().map(|()| log));
-    let mut log: Box<dyn DirtyLog> =
-        armed.inspect_err(|error| eprintln!("SKIPPED: moving by log and hints: {error}")).ok()?;
+    let mut log: Box<dyn DirtyLog> = armed
+        .inspect_err(|error| drop(writeln!(std::io::stderr(), "SKIPPED: moving by log and hints: {error}")))
+        .ok()?;
     let mut page = [0; 4096];
     let mut copy = |index| {
         source.ram.read_page(index, &mut page);

@@ -13,7 +13,7 @@ use whimbrel_wire::{Class, LinkStream, Nic, SILENCE, WireError};
 /// Namespaces for a test; `None`, and a word on it, where there can't be any.
 fn namespaces(rate: Option<ByteRate>, prefix: &str) -> Option<Namespaces> {
     let made = available().and_then(|()| Namespaces::create(rate, prefix));
-    made.inspect_err(|error| eprintln!("SKIPPED: {error}")).ok()
+    made.inspect_err(|error| drop(writeln!(std::io::stderr(), "SKIPPED: {error}"))).ok()
 }
 
 fn exists(name: &str) -> bool {
@@ -77,7 +77,7 @@ fn only_the_namespaces_of_dead_programs_are_stale() {
 #[test]
 fn a_failed_step_leaves_nothing_behind() {
     if let Err(error) = available() {
-        eprintln!("SKIPPED: {error}");
+        drop(writeln!(std::io::stderr(), "SKIPPED: {error}"));
         return;
     }
     // No kernel takes this rate: the last step fails, after both namespaces were made.
@@ -133,7 +133,7 @@ fn flow(namespaces: &Namespaces) -> (Receiver<&'static str>, Receiver<()>) {
 #[test]
 fn a_link_that_loses_every_packet_ends_and_one_that_stalls_for_half_a_minute_goes_on() {
     if std::env::var_os("WHIMBREL_FULL").is_none() {
-        eprintln!("SKIPPED: links that lose every packet take minutes: with --full");
+        drop(writeln!(std::io::stderr(), "SKIPPED: links that lose every packet take minutes: with --full"));
         return;
     }
     let Some(stalls) = namespaces(Some(ByteRate(1e6)), "wtest-stall") else { return };

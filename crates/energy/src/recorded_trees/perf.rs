@@ -5,6 +5,7 @@ use super::{Tree, clock};
 use crate::choose::accept;
 use crate::meter::{Meter, Unmeasured};
 use crate::meters::Pmu;
+use std::io::Write as _;
 use whimbrel_model::Nanos;
 
 #[test]
@@ -80,7 +81,10 @@ fn opened(event: &str) -> Option<Box<dyn Meter>> {
         Ok(meter) => Some(meter),
         Err(Unmeasured { why }) => {
             assert!(why.contains("permission denied") && why.contains("perf_event_paranoid"), "{why}");
-            eprintln!("SKIPPED: reading perf events, since this process may not open any: {why}");
+            drop(writeln!(
+                std::io::stderr(),
+                "SKIPPED: reading perf events, since this process may not open any: {why}"
+            ));
             None
         }
     }
@@ -127,7 +131,7 @@ fn this_hosts_own_events_are_read_or_it_is_said_why_not() {
     let pmu = match Pmu::read(&place) {
         Ok(pmu) => pmu,
         Err(Unmeasured { why }) => {
-            eprintln!("SKIPPED: this host's power PMU: {why}");
+            drop(writeln!(std::io::stderr(), "SKIPPED: this host's power PMU: {why}"));
             return;
         }
     };
@@ -136,6 +140,8 @@ fn this_hosts_own_events_are_read_or_it_is_said_why_not() {
             Ok((meter, absent)) => assert!(meter.domains().len() > absent.len()),
             Err(Unmeasured { why }) => assert!(why.contains("never moved"), "{why}"),
         },
-        Err(Unmeasured { why }) => eprintln!("SKIPPED: this host's power PMU {:?}: {why}", pmu.described()),
+        Err(Unmeasured { why }) => {
+            drop(writeln!(std::io::stderr(), "SKIPPED: this host's power PMU {:?}: {why}", pmu.described()))
+        }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "not every test program needs all of it")]
 
 use std::error::Error;
+use std::io::Write as _;
 use std::sync::Arc;
 use whimbrel_memory::error::{MemoryError, Result};
 use whimbrel_memory::{GuestRam, MissingPages};
@@ -14,7 +15,7 @@ pub fn or_skip<T>(test: &str, result: Result<T>) -> Option<T> {
         Ok(value) => Some(value),
         Err(error @ MemoryError::Unavailable { .. }) => {
             let source = error.source().map(|s| format!(" ({s})")).unwrap_or_default();
-            eprintln!("SKIPPED: {test}: {error}{source}");
+            drop(writeln!(std::io::stderr(), "SKIPPED: {test}: {error}{source}"));
             None
         }
         Err(error) => panic!("{test}: {error}: {:?}", error.source()),
