@@ -109,9 +109,17 @@ impl Tools {
     }
 }
 
-/// Forbids userfaultfd by a filter of system calls, as a sandbox would: number 323, and what `/dev/userfaultfd` takes.
+/// Forbids userfaultfd, as a sandbox would: number 323, and what `/dev/userfaultfd` takes.
+const NO_USERFAULTFD: &str =
+    "[0x20,0,0,0],[0x15,4,0,323],[0x15,0,2,16],[0x20,0,0,24],[0x15,1,0,0xaa00],[6,0,0,0x7fff0000],[6,0,0,0x50001]";
+
+/// Forbids it but for faults of user code, as a kernel does to who has no rights: the call's first flag.
+const USER_MODE_ONLY: &str = "[0x20,0,0,0],[0x15,3,0,323],[0x15,0,4,16],[0x20,0,0,24],[0x15,3,2,0xaa00],\
+                              [0x20,0,0,16],[0x45,0,1,1],[6,0,0,0x7fff0000],[6,0,0,0x50001]";
+
+/// Puts the real QEMU under a filter of system calls.
 const SANDBOX: &str = r#"exec perl -e '
-    my @rules = ([0x20,0,0,0],[0x15,4,0,323],[0x15,0,2,16],[0x20,0,0,24],[0x15,1,0,0xaa00],[6,0,0,0x7fff0000],[6,0,0,0x50001]);
+    my @rules = (RULES);
     my $rules = join "", map { pack "SCCL", @$_ } @rules;
     my $program = pack "Sx6P", scalar(@rules), $rules;
     syscall(157, 38, 1, 0, 0, 0) == 0 or die "no_new_privs: $!";
@@ -155,7 +163,28 @@ fn a_qemu_that_preloads_nothing_or_is_missing_is_told_of() {
     without(tools.wrap(&format!("{version}\nexec $qemu \"$@\" -no-such-option")), "-no-such-option");
     // Of this QEMU learns once its monitor is connected.
     without(tools.wrap("exec $qemu \"$@\" -device nonsense"), "nonsense");
-    without(tools.wrap(SANDBOX), "QEMU may not open a userfaultfd: Operation not permitted");
+    without(
+        tools.wrap(&SANDBOX.replace("RULES", NO_USERFAULTFD)),
+        "QEMU may not open a userfaultfd: Operation not permitted",
+    );
+}
+
+#[test]
+fn a_userfaultfd_for_user_code_alone_is_enough_for_pre_copy_and_post_copy_is_refused_before_the_guest_leaves() {
+    if !available("a_userfaultfd_for_user_code_alone") {
+        return;
+    }
+    let tools = Tools::new();
+    let path = tools.wrap(&SANDBOX.replace("RULES", USER_MODE_ONLY));
+    for (schedule, outcome) in [("pre-copy", "completed"), ("post-copy", "aborted")] {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, rows) = run(folder.path(), &format!("{SMALL}[memory]\nschedule = {schedule:?}\n"), Some(path));
+        let row = &rows[0];
+        assert_eq!((&row["outcome"], &row["verify"]["memory"]), (&outcome.into(), &"equal".into()), "{row:#}");
+        let refused = row["reason"].as_str().is_some_and(|why| why.contains("for faults of user code only"));
+        assert_eq!(refused, outcome == "aborted", "{row:#}");
+        nothing_is_left(folder.path());
+    }
 }
 
 #[test]

@@ -55,8 +55,8 @@ fn open_finding() -> Finding {
                 Way::Call => ("allowed by the system call", ""),
                 Way::Device => ("allowed by /dev/userfaultfd", ""),
                 Way::UserModeOnly => (
-                    "allowed for faults of user code only: enough for machine thread, not for missing pages under KVM",
-                    "CAP_SYS_PTRACE, access to /dev/userfaultfd, or vm.unprivileged_userfaultfd=1",
+                    "allowed for faults of user code only: enough for machine thread, and under QEMU for all but post-copy's missing pages",
+                    uffd::FOR_ALL_FAULTS,
                 ),
             };
             Finding { name, ok: true, detail: detail.to_owned(), remedy: remedy.to_owned() }

@@ -56,6 +56,9 @@ pub enum Way {
     UserModeOnly,
 }
 
+/// What a process needs of a userfaultfd that serves the kernel's accesses too.
+pub const FOR_ALL_FAULTS: &str = "CAP_SYS_PTRACE, access to /dev/userfaultfd, or vm.unprivileged_userfaultfd=1";
+
 /// What a range is registered for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Modes {
@@ -71,6 +74,7 @@ pub struct Modes {
 #[derive(Debug)]
 pub struct Uffd {
     fd: OwnedFd,
+    way: Way,
     features: u64,
 }
 
@@ -81,18 +85,18 @@ impl Uffd {
     /// The kernel has none, or this process may not have one.
     pub fn open(wanted: u64) -> Result<Self> {
         let have = Self::supported()?;
-        Self::agree(open_fresh()?.0, wanted & have)
+        Self::agree(open_fresh()?, wanted & have)
     }
 
-    /// Takes over a userfaultfd that another process opened for its own memory and has not yet shaken hands on, with
+    /// Takes over a userfaultfd that another process opened for its own memory, by that way, and has not yet shaken hands on, with
     /// those of `wanted` that the kernel has.
     ///
     /// # Errors
     /// The descriptor is none, or the handshake was made already.
-    pub fn adopt(fd: OwnedFd, wanted: u64) -> Result<Self> {
+    pub fn adopt((fd, way): (OwnedFd, Way), wanted: u64) -> Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd).map_err(MemoryError::kernel("fcntl"))?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(MemoryError::kernel("fcntl"))?;
-        Self::agree(fd, wanted & Self::supported()?)
+        Self::agree((fd, way), wanted & Self::supported()?)
     }
 
     /// The features that the kernel has.
@@ -101,13 +105,18 @@ impl Uffd {
     /// As [`Uffd::open`].
     pub fn supported() -> Result<u64> {
         // The handshake can be made once a descriptor: asking costs one of its own.
-        Ok(Self::agree(open_fresh()?.0, 0)?.features)
+        Ok(Self::agree(open_fresh()?, 0)?.features)
     }
 
-    fn agree(fd: OwnedFd, features: u64) -> Result<Self> {
+    fn agree((fd, way): (OwnedFd, Way), features: u64) -> Result<Self> {
         let mut api = raw::uffdio_api { api: u64::from(raw::UFFD_API), features, ioctls: 0 };
         control(fd.as_fd(), code::UFFDIO_API, &mut api).map_err(MemoryError::kernel("UFFDIO_API"))?;
-        Ok(Uffd { fd, features: api.features })
+        Ok(Uffd { fd, way, features: api.features })
+    }
+
+    /// By which way the kernel gave it.
+    pub fn way(&self) -> Way {
+        self.way
     }
 
     /// Whether every feature of `needed` was agreed on.

@@ -18,7 +18,7 @@
 use crate::error::{MemoryError, Result};
 use crate::pagemap::Pagemap;
 use crate::ram::GuestRam;
-use crate::uffd::{FAULT_FEATURES, LOG_FEATURES, Modes, Uffd};
+use crate::uffd::{FAULT_FEATURES, FOR_ALL_FAULTS, LOG_FEATURES, Modes, Uffd, Way};
 use linux_raw_sys::general::UFFD_FEATURE_WP_ASYNC;
 use rustix::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,13 +62,13 @@ impl Watch {
         Ok(Self::over(Uffd::open(wanted())?, None, address, pages))
     }
 
-    /// A watch over `pages` pages from `address` on in process `process`, by a userfaultfd that was opened there and has
+    /// A watch over `pages` pages from `address` on in process `process`, by a userfaultfd that was opened there, by that way, and has
     /// not shaken hands yet. Whoever runs that process sees to it that nothing of the range is mapped when missing pages
     /// are to be served.
     ///
     /// # Errors
     /// The descriptor is no fresh userfaultfd.
-    pub fn outside(process: u32, address: u64, pages: u64, uffd: OwnedFd) -> Result<Self> {
+    pub fn outside(process: u32, address: u64, pages: u64, uffd: (OwnedFd, Way)) -> Result<Self> {
         Ok(Self::over(Uffd::adopt(uffd, wanted())?, Some(process), address, pages))
     }
 
@@ -177,7 +177,18 @@ impl Watch {
     }
 
     /// Registers the mapping for missing and minor faults, and drops its entries.
+    ///
+    /// # Errors
+    /// In another process the kernel may reach for pages too, as where that reads from a socket into them: refused where the
+    /// userfaultfd doesn't serve it.
     pub(crate) fn serve_faults(&self, ram: &GuestRam) -> Result<()> {
+        if self.is_outside() && self.uffd.way() == Way::UserModeOnly {
+            return Err(MemoryError::Unavailable {
+                what: "serving the missing pages of another process",
+                remedy: format!("its userfaultfd is for faults of user code only; it takes {FOR_ALL_FAULTS}"),
+                source: None,
+            });
+        }
         self.uffd.require("serving missing pages", FAULT_FEATURES)?;
         let mut uses = self.uses();
         // Inside, the entries that are dropped below would take the log's protection with them; outside there are none.

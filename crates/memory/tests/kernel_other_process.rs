@@ -17,8 +17,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use whimbrel_memory::dirty_logs::UserfaultLog;
+use whimbrel_memory::uffd::{self, Way};
 use whimbrel_memory::watch::Watch;
-use whimbrel_memory::{DirtyLog, GuestRam, uffd};
+use whimbrel_memory::{DirtyLog, GuestRam};
 use whimbrel_model::Extent;
 
 const PAGES: u64 = 256;
@@ -65,6 +66,11 @@ struct Guest {
 impl Guest {
     /// Starts the guest and takes over the watch of its RAM; `None` where it could not open a userfaultfd.
     fn start(test: &str) -> Option<Self> {
+        Self::watched(test, Way::Call)
+    }
+
+    /// As [`Guest::start`], with a userfaultfd that is said to have been opened by this way.
+    fn watched(test: &str, way: Way) -> Option<Self> {
         let (socket, theirs) = UnixStream::pair().unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["guest", "--exact", "--nocapture"])
@@ -86,10 +92,10 @@ impl Guest {
         let uffd = fds.next();
         let guest = Guest { child, socket, ram };
         let Some(uffd) = uffd else {
-            eprintln!("SKIPPED: {test}: the other process may not open a userfaultfd");
+            drop(writeln!(std::io::stderr(), "SKIPPED: {test}: the other process may not open a userfaultfd"));
             return None;
         };
-        let watch = Watch::outside(guest.child.id(), u64::from_ne_bytes(address), PAGES, uffd);
+        let watch = Watch::outside(guest.child.id(), u64::from_ne_bytes(address), PAGES, (uffd, way));
         guest.ram.watch_by(or_skip(test, watch)?).unwrap();
         Some(guest)
     }
@@ -194,6 +200,19 @@ fn a_log_that_was_armed_before_missing_pages_are_served_sees_what_is_written_and
     assert_eq!(log.take().unwrap(), set(PAGES, [7, 20, 30]));
     log.disarm().unwrap();
     guest.ask("write", 50);
+}
+
+#[test]
+fn a_userfaultfd_that_fails_the_kernels_accesses_serves_no_missing_pages_and_logs_writes() {
+    let test = "a_userfaultfd_that_fails_the_kernels_accesses";
+    let Some(guest) = Guest::watched(test, Way::UserModeOnly) else { return };
+    let refused = kernel::begin(&guest.ram, set(PAGES, 0..PAGES)).unwrap_err();
+    assert!(refused.to_string().contains("vm.unprivileged_userfaultfd=1"), "{refused}");
+    let mut log = UserfaultLog::over(&guest.ram).unwrap();
+    if or_skip(test, log.arm()).is_some() {
+        guest.ask("write", 3);
+        assert_eq!(log.take().unwrap(), set(PAGES, [3]));
+    }
 }
 
 #[test]

@@ -10,8 +10,9 @@
 //! | `WHIMBREL_SOCKET` | the path of a listening socket |
 //! | `WHIMBREL_ASK` | anything: say `throttles 0` or `throttles 1` on standard output, and nothing else changes |
 //!
-//! Said over the socket, one line: `ram ADDRESS BYTES DESCRIPTOR THROTTLES`, in decimal, or `error WHY`. The other side
-//! takes a copy of the descriptor by pidfd_getfd. THROTTLES is 1 where QEMU's program offers its own throttle, that of its
+//! Said over the socket, one line: `ram ADDRESS BYTES DESCRIPTOR KERNEL THROTTLES`, in decimal, or `error WHY`. The other side
+//! takes a copy of the descriptor by pidfd_getfd. KERNEL is 1 where the kernel's own accesses to a missing page wait for it too, and
+//! fail otherwise. THROTTLES is 1 where QEMU's program offers its own throttle, that of its
 //! auto-converge, to its modules; then each line that comes back, `throttle PERCENT`, sets it, and 0 ends it. Only QEMU can
 //! stop a vCPU between two pieces of guest code: held elsewhere it might hold locks that the rest of QEMU waits for.
 //!
@@ -116,7 +117,9 @@ fn tell(address: usize, length: usize) {
     };
     let throttle = Throttle::find();
     let line = match open_userfaultfd() {
-        Ok(fd) => format!("ram {address} {length} {fd} {}\n", u8::from(throttle.is_some())),
+        Ok((fd, kernel)) => {
+            format!("ram {address} {length} {fd} {} {}\n", u8::from(kernel), u8::from(throttle.is_some()))
+        }
         Err(error) => format!("error {error}\n"),
     };
     // Whoever has gone away needs no word.
@@ -171,8 +174,9 @@ impl Throttle {
     }
 }
 
-/// Opens a userfaultfd by the way that can do most. It stays open as long as QEMU runs.
-fn open_userfaultfd() -> io::Result<c_int> {
+/// Opens a userfaultfd by the way that can do most, and tells whether that serves the kernel's accesses. It stays open as long
+/// as QEMU runs.
+fn open_userfaultfd() -> io::Result<(c_int, bool)> {
     let call = |flags: c_int| {
         // SAFETY: the call takes a number and answers a new descriptor or -1.
         let answer = unsafe { syscall(SYS_USERFAULTFD, flags) } as c_int;
@@ -185,7 +189,9 @@ fn open_userfaultfd() -> io::Result<c_int> {
         drop(node);
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
     };
-    call(CLOEXEC_NONBLOCK).or_else(|refused| {
-        device().or_else(|_| call(CLOEXEC_NONBLOCK | USER_MODE_ONLY)).map_err(|_: io::Error| refused)
-    })
+    let for_all = |refused| device().map_err(|_: io::Error| refused);
+    match call(CLOEXEC_NONBLOCK).or_else(for_all) {
+        Ok(fd) => Ok((fd, true)),
+        Err(refused) => call(CLOEXEC_NONBLOCK | USER_MODE_ONLY).map(|fd| (fd, false)).map_err(|_| refused),
+    }
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use whimbrel_disk::GuestDisk;
 use whimbrel_memory::GuestRam;
+use whimbrel_memory::uffd::Way;
 use whimbrel_memory::watch::Watch;
 use whimbrel_model::PAGE_BYTES;
 
@@ -72,16 +73,18 @@ fn watch(ram: &GuestRam, process: &Process, tell: &UnixListener, vcpus: u32) -> 
     let words: Vec<&str> = line.split_whitespace().collect();
     let numbers: Vec<u64> = words.iter().skip(1).filter_map(|word| word.parse().ok()).collect();
     match (words.first().copied(), &numbers[..]) {
-        (Some("ram"), [address, bytes, number, throttles]) if *bytes == ram.pages() * PAGE_BYTES => {
+        (Some("ram"), [address, bytes, number, kernel, throttles]) if *bytes == ram.pages() * PAGE_BYTES => {
             let denied =
                 |error| hypervisor(format!("QEMU's userfaultfd can't be had; it takes ptrace's rights: {error}"));
+            // By which of the two ways that serve all faults makes no difference.
+            let way = if *kernel == 1 { Way::Call } else { Way::UserModeOnly };
             let uffd: OwnedFd = process.descriptor(*number as i32).map_err(denied)?;
-            ram.watch_by(Watch::outside(process.id(), *address, ram.pages(), uffd)?)?;
+            ram.watch_by(Watch::outside(process.id(), *address, ram.pages(), (uffd, way))?)?;
             Ok(Throttle::over((*throttles == 1).then_some(stream), vcpus))
         }
         (Some("error"), _) => {
             let why = line.trim().trim_start_matches("error ").to_owned();
-            let help = "root, /dev/userfaultfd or vm.unprivileged_userfaultfd=1, and no sandbox that forbids it";
+            let help = "a kernel that has it (for a user without rights 5.11 or newer), and no sandbox that forbids it";
             Err(hypervisor(format!("QEMU may not open a userfaultfd: {why}; it takes {help}")))
         }
         _ => Err(hypervisor(format!("the library preloaded into QEMU said {line:?}"))),
