@@ -4,7 +4,7 @@
 //! The guest sweeps over more pages than it reaches in a window, so that with a log armed every write is a page's first.
 
 use crate::agents::in_words;
-use crate::tally::{Figure, Limit, Tally, median};
+use crate::tally::{Figure, Limit, Tally, interval, median};
 use crate::{Options, Outcome};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -34,6 +34,12 @@ const TURN: Duration = Duration::from_millis(150);
 /// Turns of each guest by which two are compared: about 22 s.
 const TURNS: usize = 60;
 
+/// The fewest pairs of guests, and the most.
+const PAIRS: [usize; 2] = [16, 64];
+
+/// How narrow the interval of the median ratio has to be. Pairs are added by its width alone, never by where it lies.
+const NARROW: f64 = 0.03;
+
 /// Both logs begin to be paid for before the window does.
 const FIRST_WRITES: Duration = Duration::from_millis(100);
 
@@ -46,8 +52,7 @@ fn guest() -> Result<Arc<dyn Machine>, String> {
     let table = json!({ "pattern": "sweep", "working_set": "768 MiB", "content": "zero" });
     let choice = serde_json::from_value(table).map_err(|error| in_words(&error))?;
     let choice = WorkloadChoice::read(&choice).map_err(|error| in_words(&error))?;
-    let pages =
-        (kind()?.workload_pages)(RAM_BYTES / PAGE_BYTES).map_err(|least| format!("{least} pages are needed"))?;
+    let pages = (kind()?.workload_pages)(RAM_BYTES / PAGE_BYTES)?;
     let shape = Shape { pages, sectors: 0, filled_sectors: 0, vcpus: 1 };
     let setup = MachineSetup {
         begin: Begin::New,
@@ -156,7 +161,11 @@ fn once_armed(at: usize) -> Result<(f64, f64), String> {
 /// A pair of the first is two fresh guests: where pages and code lie is drawn anew, and is in the interval.
 pub fn qemu_tracking(options: &Options, tally: &mut Tally) -> Outcome {
     let span = Duration::from_millis(if options.quick { 200 } else { 600 });
-    let pairs = (0..options.pairs(16)).map(once_armed).collect::<Result<Vec<_>, _>>()?;
+    let [fewest, most] = PAIRS.map(|pairs| options.pairs(pairs));
+    let mut pairs = Vec::new();
+    while pairs.len() < fewest || pairs.len() < most && interval(&pairs).is_none_or(|(low, high)| high - low > NARROW) {
+        pairs.push(once_armed(pairs.len())?);
+    }
     tally.enter(&Figure {
         name: "qemu guest's writes to another's, its log disarmed / never armed",
         unit: "",
