@@ -32,6 +32,10 @@ pub trait Machine: Send + Sync {
     /// Lets the vCPUs execute. No effect while they do.
     fn run(&self);
 
+    /// The guest is lost: what its pages hold isn't its own any more. From here on no vCPU begins an operation, nor, where it executes
+    /// guest code, goes on when the page that it waits for is mapped. Those that wait for one are not waited for.
+    fn give_up(&self);
+
     /// Stops the vCPUs. Returns when none executes guest code: each is parked, or waits for the disk. A vCPU that waits
     /// for a missing page is waited for.
     fn pause(&self) -> Paused;

@@ -48,8 +48,11 @@ pub struct Kind {
     pub build: fn(MachineSetup) -> Result<Arc<dyn Machine>, MachineError>,
     /// Whether the program that such guests run in is on this host, where there is one; `Err`: why it can't be used.
     pub here: fn() -> Result<(), String>,
-    /// How many pages of a guest with so many pages of RAM its workload may use; `Err`: the least that RAM must have.
-    pub workload_pages: fn(u64) -> Result<u64, u64>,
+    /// RAM of a guest of which an experiment doesn't say how much it has.
+    pub default_ram_bytes: u64,
+    /// How many pages of a guest with so many pages of RAM its workload may use; `Err`: how much RAM it must have, such as `at least
+    /// "128 MiB"`.
+    pub workload_pages: fn(u64) -> Result<u64, String>,
     /// The migrations of the hypervisor's own, besides which the engine's can be set.
     pub own: &'static Registry<Own>,
     /// The hypervisor's own ways to move a disk, with those.
@@ -63,6 +66,9 @@ pub struct Kind {
     /// Whether a guest may have software of its own ([`crate::machine::Software::Brought`]).
     pub takes_brought: bool,
 }
+
+/// RAM of a guest whose machine needs none for itself.
+const DEFAULT_RAM_BYTES: u64 = 128 << 20;
 
 /// For kinds that have no migration of their own.
 const NO_OWN: &Registry<Own> = &Registry { family: "own migration", entries: &[] };

@@ -499,11 +499,11 @@ fn kind(spec: &GuestSpec) -> Result<&'static Kind, DriverError> {
 /// The guest as its workload sees it.
 pub(crate) fn shape(spec: &GuestSpec) -> Result<Shape, DriverError> {
     let sectors = |pick: fn(&DiskSpec) -> u64| spec.disk.as_ref().map_or(0, pick) / SECTOR_BYTES;
-    let too_small = |least: u64| other(format!("a {} guest needs {} MiB of RAM", spec.machine, least >> 8));
+    let unfit = |accepted: String| other(format!("a {} guest with a workload has {accepted} of RAM", spec.machine));
     let pages = spec.ram_bytes / PAGE_BYTES;
     Ok(Shape {
         pages: match spec.software {
-            Software::Workload(_) => (kind(spec)?.workload_pages)(pages).map_err(too_small)?,
+            Software::Workload(_) => (kind(spec)?.workload_pages)(pages).map_err(unfit)?,
             Software::Brought(_) => pages,
         },
         sectors: sectors(|d| d.bytes),

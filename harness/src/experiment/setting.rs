@@ -311,7 +311,7 @@ fn read_guest(fields: &Fields<'_>) -> Result<Guest, Mistake> {
     let brought = brought::read(fields, machine)?;
     let guest = Guest {
         machine,
-        ram: fields.size("ram")?.unwrap_or(Bytes(256 << 20)),
+        ram: fields.size("ram")?.unwrap_or(Bytes(kind(machine).default_ram_bytes)),
         vcpus: small("vcpus", MOST_VCPUS)?,
         count: small("count", MOST_GUESTS)?,
         trips: small("trips", MOST_TRIPS)?,
@@ -333,10 +333,9 @@ fn check_guest(fields: &Fields<'_>, guest: Guest) -> Result<Guest, Mistake> {
         return refuse("ram", guest.ram, "a size above zero that is a multiple of \"4 KiB\"");
     }
     if guest.brought.is_none()
-        && let Err(least) = workload_pages(guest.machine, guest.ram)
+        && let Err(accepted) = workload_pages(guest.machine, guest.ram)
     {
-        let accepted = format!("at least \"{} MiB\" for machine {:?}", (least * PAGE_BYTES) >> 20, guest.machine);
-        return refuse("ram", guest.ram, &accepted);
+        return refuse("ram", guest.ram, &format!("{accepted} for machine {:?}", guest.machine));
     }
     let block = guest.block_size.0;
     if !block.is_power_of_two() || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block) {
@@ -424,7 +423,7 @@ fn read_own(of_memory: &Fields<'_>, of_disk: &Fields<'_>, guest: &Guest) -> Resu
 }
 
 /// The pages of a guest's RAM that its workload may use; `Err`: the least that the machine needs.
-fn workload_pages(machine: &str, ram: Bytes) -> Result<u64, u64> {
+fn workload_pages(machine: &str, ram: Bytes) -> Result<u64, String> {
     (kind(machine).workload_pages)(ram.0 / PAGE_BYTES)
 }
 

@@ -13,6 +13,8 @@ fn the_quickstart_is_six_cells() {
     let experiment = Experiment::load(None, &[]).unwrap();
     assert_eq!((experiment.name.as_str(), experiment.cells.len(), experiment.trials), ("quickstart", 6, 1));
     assert!(experiment.cells.iter().all(|c| c.setting.guest.ram == Bytes(128 << 20)));
+    let under_qemu = Experiment::load(None, &[Override::read("guest.machine=qemu").unwrap()]).unwrap();
+    assert!(under_qemu.cells.iter().all(|c| c.setting.guest.ram == Bytes(256 << 20)));
     let moved = |memory: &str, disk: &str| {
         let by =
             |c: &&Cell| c.setting.memory.name() == memory && c.setting.disk.as_ref().is_some_and(|d| d.name() == disk);
@@ -113,6 +115,16 @@ fn every_mistake_names_file_line_key_and_what_is_accepted() {
         ("[guest]\nram = \"0 MiB\"", 2, &["guest.ram", "above zero"]),
         ("[guest]\nram = \"256 MB\"", 2, &["guest.ram", "256 MB", "\"256 MiB\""]),
         ("[guest]\nram = 256", 2, &["guest.ram", "a size"]),
+        (
+            "[guest]\nmachine = \"qemu\"\nram = \"100 MiB\"",
+            3,
+            &["guest.ram", "at least \"128 MiB\" for machine \"qemu\""],
+        ),
+        (
+            "[guest]\nmachine = \"qemu\"\nram = \"4 GiB\"",
+            3,
+            &["guest.ram", "at most \"3072 MiB\" for machine \"qemu\""],
+        ),
         ("[guest]\nram = \"5 KiB\"", 2, &["guest.ram", "multiple"]),
         ("[guest]\nrams = \"5 KiB\"", 2, &["guest.rams", "did you mean \"ram\""]),
         ("[guest]\nmachine = \"thraed\"", 2, &["guest.machine", "did you mean \"thread\""]),

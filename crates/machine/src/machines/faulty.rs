@@ -17,6 +17,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     build: Kind {
         build: |setup| Ok(Arc::new(Faulty { sound: ThreadMachine::new(setup)? })),
         here: || Ok(()),
+        default_ram_bytes: super::DEFAULT_RAM_BYTES,
         workload_pages: Ok,
         own: NO_OWN,
         own_disk: NO_OWN_DISK,
@@ -39,6 +40,10 @@ impl Machine for Faulty {
 
     fn run(&self) {
         self.sound.run();
+    }
+
+    fn give_up(&self) {
+        self.sound.give_up();
     }
 
     fn pause(&self) -> Paused {

@@ -17,6 +17,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     build: Kind {
         build: |setup| Ok(Arc::new(Null { stopped: ThreadMachine::new(setup)? })),
         here: || Ok(()),
+        default_ram_bytes: super::DEFAULT_RAM_BYTES,
         workload_pages: Ok,
         own: NO_OWN,
         own_disk: NO_OWN_DISK,
@@ -38,6 +39,8 @@ impl Machine for Null {
     }
 
     fn run(&self) {}
+
+    fn give_up(&self) {}
 
     fn pause(&self) -> Paused {
         self.stopped.pause()

@@ -55,7 +55,7 @@ use serde_json::json;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use throttle::Throttle;
@@ -77,10 +77,15 @@ const EVENT: Duration = Duration::from_secs(10);
 
 /// Pages that Linux and its init need of a guest's RAM: 80 MiB, and an eighth of all. A guest of 144 MiB can give 75, one of
 /// 1 GiB can give 848.
-fn workload_pages(pages: u64) -> Result<u64, u64> {
+fn workload_pages(pages: u64) -> Result<u64, String> {
     const LINUX: u64 = 80 << 8;
-    const LEAST: u64 = 128 << 8;
-    if pages < LEAST { Err(LEAST) } else { Ok(pages - pages / 8 - LINUX) }
+    const LEAST_MIB: u64 = 128;
+    const MOST_MIB: u64 = command::MOST_RAM_BYTES >> 20;
+    match (pages * PAGE_BYTES) >> 20 {
+        ..LEAST_MIB => Err(format!("at least \"{LEAST_MIB} MiB\"")),
+        _ if pages * PAGE_BYTES > command::MOST_RAM_BYTES => Err(format!("at most \"{MOST_MIB} MiB\"")),
+        _ => Ok(pages - pages / 8 - LINUX),
+    }
 }
 
 /// The member's entry.
@@ -92,6 +97,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     build: Kind {
         build: |setup| Ok(Arc::new(QemuMachine::new(setup)?)),
         here: || version().map(drop).map_err(|error| error.to_string()),
+        default_ram_bytes: 256 << 20,
         workload_pages,
         own: &own::OWN,
         own_disk: &mirror::OWN_DISK,
@@ -149,6 +155,8 @@ pub struct QemuMachine {
     /// `None` once the machine was stopped.
     process: Mutex<Option<Process>>,
     stopped: AtomicBool,
+    /// What the process had used when it was asked last: of one that has ended nobody knows.
+    cpu_at_end_ns: AtomicU64,
     /// How many events had been heard when a migration of QEMU's own began.
     own_since: AtomicUsize,
     // QEMU ends before its disk does, and its folder goes last.
@@ -178,18 +186,21 @@ impl QemuMachine {
     pub fn new(setup: MachineSetup) -> Result<Self, MachineError> {
         setup.check()?;
         let MachineSetup { begin, ram, disk, shape, seed, software } = setup;
-        let bytes = ram.pages() * PAGE_BYTES;
-        if matches!(software, Software::Operations(_)) && bytes > command::MOST_RAM_BYTES {
-            let most = command::MOST_RAM_BYTES >> 20;
-            return Err(MachineError::Setup(format!("machine qemu takes at most {most} MiB of RAM with a workload")));
-        }
         let kernel = || Kernel::find_or_fetch(&|news| eprintln!("whimbrel: {news}"));
-        let (accelerator, _) = accelerator::choose(&kernel)?;
         let (boots, task) = match software {
             Software::Operations(Operations { recipe, .. }) => {
                 (Boots::Agent(kernel()?), Some(Task { seed, shape, recipe }))
             }
             Software::Brought(brought) => (Boots::Brought(brought), None),
+        };
+        let accelerator = match (accelerator::choose(&kernel), &boots) {
+            (Ok((accelerator, _)), _) => accelerator,
+            (Err(error), Boots::Agent(_)) => return Err(error),
+            // What its user brought needs no kernel of ours.
+            (Err(error), Boots::Brought(_)) => {
+                eprintln!("whimbrel: KVM is not tried, and the guest is translated: {error}");
+                Accelerator::Tcg
+            }
         };
         let start = || Self::start(begin, &ram, disk.clone(), shape, &boots, accelerator);
         match (begin, &task) {
@@ -240,6 +251,7 @@ impl QemuMachine {
             throttle,
             process: Mutex::new(Some(process)),
             stopped: AtomicBool::new(false),
+            cpu_at_end_ns: AtomicU64::new(0),
             own_since: AtomicUsize::new(0),
             _drive: drive,
             folder,
@@ -260,9 +272,27 @@ impl QemuMachine {
     /// Stops the vCPUs; the instant at which the last one left guest code.
     fn halt(&self) -> Result<Nanos, MachineError> {
         let mark = self.qmp.mark();
+        // What is said to the agent from here on would come into a guest whose RAM is taken to be still.
+        let unanswered = self.inside.hush();
         self.qmp.execute("stop", json!({}))?;
         self.set_runs(false);
-        Ok(self.qmp.wait(mark, EVENT, |event| event.name == "STOP")?.at)
+        let stopped = self.qmp.wait(mark, EVENT, |event| event.name == "STOP").map_err(|error| self.stands(error))?;
+        if unanswered {
+            // The question may lie in the socket: QEMU's main loop, which answers here, has passed it on when it has gone round.
+            self.qmp.execute("query-status", json!({}))?;
+        }
+        Ok(stopped.at)
+    }
+
+    /// Why a guest that was to be stopped did not tell that it was: QEMU stops one by itself too, and tells once.
+    fn stands(&self, error: MachineError) -> MachineError {
+        let told = self.qmp.execute("query-status", json!({})).unwrap_or_default();
+        match (told["running"].as_bool(), told["status"].as_str()) {
+            (Some(false), Some(status)) => {
+                MachineError::Hypervisor(format!("QEMU had stopped the guest by itself; its status is {status}"))
+            }
+            _ => error,
+        }
     }
 
     fn go_on(&self) -> Result<(), MachineError> {
@@ -341,6 +371,11 @@ impl Machine for QemuMachine {
         }
     }
 
+    fn give_up(&self) {
+        // A vCPU in a fault leaves its monitor without an answer. Its process can be ended there.
+        self.stop();
+    }
+
     fn pause(&self) -> Paused {
         let asked = monotonic();
         let left = if self.lock().runs { self.halt() } else { Ok(asked) };
@@ -362,9 +397,12 @@ impl Machine for QemuMachine {
 
     fn save_state(&self) -> Result<Vec<u8>, MachineError> {
         self.refuse_running("the device state can't be saved")?;
-        let process = self.process();
-        let process = process.as_ref().ok_or_else(|| MachineError::Hypervisor("QEMU was ended".to_owned()))?;
-        state::save(&self.qmp, process, self.folder.path())
+        // Held until QEMU has connected, and no longer: whether it has ended is asked meanwhile.
+        let accept = |listener: &UnixListener, patience| match self.process().as_ref() {
+            Some(process) => process.accept(listener, patience),
+            None => Err(MachineError::Hypervisor("QEMU was ended".to_owned())),
+        };
+        state::save(&self.qmp, &accept, self.folder.path())
     }
 
     fn load_state(&self, state: &[u8]) -> Result<(), MachineError> {
@@ -441,7 +479,11 @@ impl Machine for QemuMachine {
     }
 
     fn cpu_ns(&self) -> u64 {
-        self.process().as_ref().and_then(Process::cpu_ns).unwrap_or(0)
+        let now = self.process().as_ref().and_then(Process::cpu_ns);
+        now.map_or_else(
+            || self.cpu_at_end_ns.load(Ordering::SeqCst),
+            |ns| self.cpu_at_end_ns.fetch_max(ns, Ordering::SeqCst).max(ns),
+        )
     }
 
     fn can_throttle(&self) -> Result<(), MachineError> {
@@ -477,6 +519,7 @@ impl Machine for QemuMachine {
 
     fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+        self.cpu_ns();
         let process = self.process().take();
         drop(process);
         self.set_runs(false);

@@ -35,6 +35,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     build: Kind {
         build: |setup| Ok(Arc::new(ThreadMachine::new(setup)?)),
         here: || Ok(()),
+        default_ram_bytes: super::DEFAULT_RAM_BYTES,
         workload_pages: Ok,
         own: NO_OWN,
         own_disk: NO_OWN_DISK,
@@ -112,6 +113,10 @@ impl Machine for ThreadMachine {
         if !self.board.control.runs() {
             self.board.control.command(Command::Run);
         }
+    }
+
+    fn give_up(&self) {
+        self.board.control.command(Command::Pause);
     }
 
     fn pause(&self) -> Paused {

@@ -401,6 +401,11 @@ impl Destination {
     /// Ends what serves missing units: in good order, or so that nobody waits for ever.
     fn leave(&mut self, ending: &Ending) {
         self.prefetches = None;
+        let is_lost = matches!(ending, Ending::Lost { .. });
+        if is_lost {
+            // What is left of the guest must not run on pages that never came.
+            self.machine.give_up();
+        }
         if let Some(missing) = self.missing.get() {
             let ended = match ending {
                 Ending::Completed => missing.finish(),
@@ -413,8 +418,7 @@ impl Destination {
         if let (Some(volume), Ending::Lost { reason }) = (&self.volume, ending) {
             volume.fail_pull(reason);
         }
-        if matches!(ending, Ending::Lost { .. }) {
-            // What is left of the guest must not run on pages that never came.
+        if is_lost {
             self.machine.pause();
         }
     }

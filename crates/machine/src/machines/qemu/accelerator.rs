@@ -1,7 +1,7 @@
 //! What executes a guest's code: the processor by KVM, where a guest really boots so, or QEMU's translator.
 //!
 //! That `/dev/kvm` opens says little: some hosts offer one on which no stock kernel boots. So a small guest is booted
-//! once, and the outcome is kept in the cache until the host itself boots again.
+//! once, and the outcome is kept in the cache until the host itself boots again; that the guest could not be tried is not.
 
 use super::command::{Boots, Shape};
 use super::kernel::{self, Kernel};
@@ -53,24 +53,26 @@ impl Accelerator {
 /// The accelerator for guests on this host, and why it is not the other one.
 ///
 /// # Errors
-/// KVM is to be tried, and there is no kernel to try it with.
+/// KVM is to be tried, and there is nothing to try it with: no kernel, no QEMU that starts with its RAM watched.
 pub fn choose(kernel: &dyn Fn() -> Result<Kernel, MachineError>) -> Result<(Accelerator, String), MachineError> {
     if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
         return Ok((Accelerator::Tcg, format!("/dev/kvm: {error}")));
     }
-    let known = kept().and_then(|path| fs::read_to_string(path).ok());
+    let path = kept();
+    let known = path.as_ref().and_then(|path| fs::read_to_string(path).ok());
     let word = match known {
         Some(word) => word,
         None => {
-            let word = boots(&kernel()?).map_or_else(|error| error.to_string(), |()| WORKS.to_owned());
+            let word = try_kvm(&kernel()?)?;
             // Without a cache the next guest tries again.
-            let _ = kept().map(|path| keep(&path, &word));
+            let _ = path.as_ref().map(|path| keep(path, &word));
             word
         }
     };
+    let again = path.map_or(String::new(), |path| format!(" (remove {} to try again)", path.display()));
     Ok(match word.as_str() {
         WORKS => (Accelerator::Kvm, "a guest has booted under it".to_owned()),
-        why => (Accelerator::Tcg, format!("a guest did not boot under KVM: {why}")),
+        why => (Accelerator::Tcg, format!("a guest did not boot under KVM: {why}{again}")),
     })
 }
 
@@ -89,13 +91,25 @@ fn keep(path: &Path, word: &str) -> io::Result<()> {
     Ok(file.persist(path).map(drop)?)
 }
 
-/// Boots a guest under KVM until its agent speaks.
-fn boots(kernel: &Kernel) -> Result<(), MachineError> {
+/// Boots a guest under KVM until its agent speaks: [`WORKS`], or why it does not.
+///
+/// # Errors
+/// No guest of any kind would come so far.
+fn try_kvm(kernel: &Kernel) -> Result<String, MachineError> {
     let ram = GuestRam::create(PROBE_BYTES)?;
     let boots = Boots::Agent(kernel.clone());
     let shape =
         Shape { begin: Begin::New, boots: &boots, ram: &ram, vcpus: 1, disk: false, accelerator: Accelerator::Kvm };
-    let Launched { process, port, .. } = Launched::launch(&shape, None)?;
+    let launched = match Launched::launch(&shape, None) {
+        Ok(launched) => launched,
+        // A KVM that QEMU can't begin with ends it; translated, the same guest starts.
+        Err(error) => {
+            Launched::launch(&Shape { accelerator: Accelerator::Tcg, ..shape }, None)?;
+            return Ok(error.to_string());
+        }
+    };
+    let Launched { process, port, .. } = launched;
     let port = port.ok_or_else(|| MachineError::Hypervisor("the guest has no port".to_owned()))?;
-    port.wait_here(PROBE, &|| process.ended()).map(drop)
+    let heard = port.wait_here(PROBE, &|| process.ended());
+    Ok(heard.map_or_else(|error| error.to_string(), |_| WORKS.to_owned()))
 }

@@ -124,7 +124,9 @@ fn base(command: &mut Command, folder: &Path, shape: &Shape<'_>) -> Result<(), M
         };
         let server = format!("server.type=unix,server.path={}", path(DISK));
         option("-blockdev", format!("driver=nbd,node-name=disk,{server},discard=unmap"));
-        option("-device", format!("{device},drive=disk"));
+        // By default QEMU stops a guest when the host's disk is full, and it waits for somebody. Here the guest is told.
+        let tells = if device.starts_with("virtio-blk") { ",werror=report,rerror=report" } else { "" };
+        option("-device", format!("{device},drive=disk{tells}"));
     }
     Ok(())
 }

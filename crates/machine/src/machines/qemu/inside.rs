@@ -50,9 +50,16 @@ impl Inside {
 
     /// Hears whether the guest runs from now on.
     pub(super) fn note(&self, runs: bool) {
-        if let Inside::Brought(_, Some(service)) = self {
-            service.ask(runs);
+        match self {
+            Inside::Agent(port) if runs => port.may_ask(),
+            Inside::Agent(port) => drop(port.hush()),
+            Inside::Brought(_, service) => service.iter().for_each(|service| service.ask(runs)),
         }
+    }
+
+    /// The guest is about to be stopped: it is asked nothing from now on. Whether a question is unanswered.
+    pub(super) fn hush(&self) -> bool {
+        self.agent().is_ok_and(Port::hush)
     }
 
     pub(super) fn progress(&self) -> Progress {

@@ -53,9 +53,20 @@ struct Shared {
     changed: Condvar,
 }
 
+/// Whether the agent may be asked, and the question that it has not answered.
+///
+/// QEMU puts what is written to the port into the RAM of a guest that stands as well. Once all RAM has been carried over that is a
+/// page which the other host lacks, so a guest that stands is asked nothing.
+#[derive(Default)]
+struct Asking {
+    allowed: bool,
+    open: Option<u64>,
+}
+
 /// The connection to the agent in the guest.
 pub(super) struct Port {
     stream: UnixStream,
+    asking: Mutex<Asking>,
     shared: Arc<Shared>,
     vcpus: usize,
 }
@@ -73,7 +84,7 @@ impl Port {
             .name("guest-port".to_owned())
             .spawn(move || listen(reader, vcpus as usize, &told))
             .map_err(MachineError::Thread)?;
-        Ok(Port { stream, shared, vcpus: vcpus as usize })
+        Ok(Port { stream, asking: Mutex::default(), shared, vcpus: vcpus as usize })
     }
 
     /// Says something to the agent.
@@ -149,6 +160,22 @@ impl Port {
         }
     }
 
+    /// From now on the agent may be asked.
+    pub(super) fn may_ask(&self) {
+        self.asking().allowed = true;
+    }
+
+    /// From now on nobody asks the agent. Whether it has a question to answer.
+    pub(super) fn hush(&self) -> bool {
+        let mut asking = self.asking();
+        asking.allowed = false;
+        asking.open.is_some()
+    }
+
+    fn asking(&self) -> MutexGuard<'_, Asking> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ask(
         &self,
         words: &dyn Fn(u64) -> ToGuest,
@@ -157,9 +184,17 @@ impl Port {
     ) -> Result<Told, MachineError> {
         // The same at no other time and in no other process, at this host or at the one that the guest moves to.
         let question = derive(u64::from(std::process::id()), monotonic().0);
-        self.say(&words(question))?;
+        {
+            let mut asking = self.asking();
+            if !asking.allowed {
+                return Err(MachineError::Hypervisor("the guest is paused, and can't be asked".to_owned()));
+            }
+            self.say(&words(question))?;
+            asking.open = Some(question);
+        }
         let what = "to say what it knows of its pages";
         let answer = self.wait(what, patience, ended, |heard| heard.hints.take_if(|(of, _)| *of == question))?;
+        self.asking().open.take_if(|open| *open == question);
         answer.1.map_err(MachineError::Hypervisor)
     }
 
@@ -250,6 +285,9 @@ fn listen(mut reader: BufReader<UnixStream>, vcpus: usize, shared: &Shared) {
             Ok(Some(FromGuest::Ready)) => {
                 heard.ready = true;
                 heard.progress = Progress { units: 0, operations: vec![0; vcpus] };
+            }
+            Ok(Some(FromGuest::Beat { operations, .. })) if operations.len() != vcpus => {
+                heard.failed = Some(format!("the guest's agent tells of {} vCPUs of {vcpus}", operations.len()));
             }
             Ok(Some(FromGuest::Beat { clock_ns, units, operations })) => {
                 if heard.last.0 != 0 {

@@ -1,10 +1,9 @@
 //! The device state: what QEMU's own migration sends when it leaves the RAM out.
 
-use super::process::Process;
 use super::qmp::{Event, Qmp};
 use crate::error::MachineError;
 use serde_json::json;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -18,11 +17,15 @@ const LONGEST: u64 = 64 << 20;
 /// How a migration's stream begins.
 const MAGIC: &[u8] = b"QEVM";
 
-/// Saves the state of a guest that is stopped. It can go on afterwards, here or elsewhere.
+/// Saves the state of a guest that is stopped. It can go on afterwards, here or elsewhere. `accept` waits for QEMU's connection.
 ///
 /// # Errors
-/// QEMU can't, or is gone.
-pub(super) fn save(qmp: &Qmp, process: &Process, folder: &Path) -> Result<Vec<u8>, MachineError> {
+/// QEMU can't, is gone, or stands still.
+pub(super) fn save(
+    qmp: &Qmp,
+    accept: &dyn Fn(&UnixListener, Duration) -> Result<UnixStream, MachineError>,
+    folder: &Path,
+) -> Result<Vec<u8>, MachineError> {
     let path = folder.join("saved");
     // One of an earlier attempt.
     let _ = std::fs::remove_file(&path);
@@ -30,7 +33,9 @@ pub(super) fn save(qmp: &Qmp, process: &Process, folder: &Path) -> Result<Vec<u8
     let mark = qmp.mark();
     qmp.execute("migrate", json!({ "uri": format!("unix:{}", path.display()) }))?;
     let mut state = Vec::new();
-    process.accept(&listener, PATIENCE)?.take(LONGEST).read_to_end(&mut state)?;
+    let stream = accept(&listener, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.take(LONGEST).read_to_end(&mut state).map_err(|error| stood_still(error, "be saved"))?;
     finish(qmp, mark, "be saved")?;
     Ok(state)
 }
@@ -47,10 +52,21 @@ pub(super) fn load(qmp: &Qmp, folder: &Path, state: &[u8]) -> Result<(), Machine
     let mark = qmp.mark();
     qmp.execute("migrate-incoming", json!({ "uri": format!("unix:{}", path.display()) }))?;
     let mut stream = UnixStream::connect(&path)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     // Where QEMU has given up in the middle, its word below says why.
     let _ = stream.write_all(state);
     drop(stream);
     finish(qmp, mark, "be taken up")
+}
+
+fn stood_still(error: io::Error, what: &str) -> MachineError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            let within = PATIENCE.as_secs();
+            MachineError::Hypervisor(format!("the device state can't {what}: QEMU sent nothing for {within} s"))
+        }
+        _ => error.into(),
+    }
 }
 
 /// Waits until the migration that began after `mark` has ended.
