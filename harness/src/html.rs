@@ -83,6 +83,9 @@ fn opening(experiment: &Experiment, environment: &Environment, summary: &Summary
     if summary.interrupted {
         text.push_str("<p class=bad>The run was interrupted: not every trial was made.</p>");
     }
+    if let Some(mixture) = summary.mixture() {
+        let _ = write!(text, "<p class=bad>{}.</p>", escape(&mixture));
+    }
     let _ = write!(text, "<p class=note>{}</p>", escape(&energy_line(summary, rows)));
     for warning in &environment.warnings {
         let _ = write!(text, "<p class=note>{}</p>", escape(warning));

@@ -10,6 +10,7 @@ use crate::interrupt::Interrupt;
 use crate::row::Row;
 use crate::trials::{Request, Trials, Trip};
 use whimbrel_migration::report::{Facts, Outcome};
+use whimbrel_migration::session;
 use whimbrel_model::{Event, Mark, Nanos, PAGE_BYTES, Recorded};
 
 /// What a run made.
@@ -99,7 +100,7 @@ fn failed(cell: &Cell, guest: u32, trip: u32, why: &str) -> Trip {
         outcome: Some(Outcome::Failed),
         ..Facts::default()
     };
-    let unknown = "unknown".to_owned();
+    let unknown = session::UNKNOWN.to_owned();
     let events = vec![Recorded { at_ns: Nanos(0), host: Mark::Source, event }];
     let (accelerator, placement) = (unknown.clone(), unknown);
     Trip { guest, trip, attempt: 0, accelerator, placement, own: None, events, facts }

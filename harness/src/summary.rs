@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use whimbrel_migration::report::{EnergyKind, Outcome};
+use whimbrel_migration::session::UNKNOWN;
 use whimbrel_model::rng::{Rng, derive};
 
 /// Resamples of a bootstrap.
@@ -36,6 +37,8 @@ pub struct Summary {
     pub energy_left_out: usize,
     /// Laws of the energy overhead, fitted to the energies that are summed up; empty without any.
     pub energy_laws: Vec<Value>,
+    /// Rows by what executed their guests, where that is known.
+    pub accelerators: BTreeMap<String, usize>,
     /// The cells, in the experiment's order.
     pub cells: Vec<CellSummary>,
 }
@@ -126,10 +129,19 @@ impl Summary {
             energy_laws: energy_kind.map_or_else(Vec::new, |kind| {
                 laws::overheads(&laws::of_kind(rows, kind)).iter().map(laws::Fitted::data).collect()
             }),
+            accelerators: accelerators(rows),
             energy_left_out: if measured > 0 { modelled } else { 0 },
             cells: cells.collect(),
         }
     }
+}
+
+fn accelerators(rows: &[Row]) -> BTreeMap<String, usize> {
+    let mut found = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.accelerator != UNKNOWN) {
+        *found.entry(row.accelerator.clone()).or_insert(0) += 1;
+    }
+    found
 }
 
 fn of_energy(metric: &str) -> bool {
@@ -154,6 +166,15 @@ fn energies(rows: &[&&Row], kind: Option<EnergyKind>) -> BTreeMap<&'static str, 
         }
     }
     found
+}
+
+impl Summary {
+    /// That the guests were not all executed by the same, if so.
+    pub fn mixture(&self) -> Option<String> {
+        let counts: Vec<String> = self.accelerators.iter().map(|(name, rows)| format!("{name} in {rows}")).collect();
+        let told = || format!("rows of different accelerators are not to be compared: {}", counts.join(", "));
+        (counts.len() > 1).then(told)
+    }
 }
 
 impl CellSummary {

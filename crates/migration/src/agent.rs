@@ -310,6 +310,9 @@ impl Desk {
             }
             Command::Keep {} => self.keep()?,
             Command::Receive { spec, movement } => self.receive(spec, &movement)?,
+            Command::Accelerator {} => {
+                return Ok(Answer::Accelerator { accelerator: self.guest()?.machine.accelerator().to_owned() });
+            }
             Command::Migrate { to, movement } => return self.migrate(to, &movement, answers),
             Command::Collect {} => return self.collect(),
             Command::Resolve { run } => {

@@ -152,6 +152,8 @@ pub enum Command {
         /// The move.
         movement: MoveSpec,
     },
+    /// Tell what executes the guest that is here or expected.
+    Accelerator {},
     /// Move the guest that runs here.
     Migrate {
         /// Where to: the address of the other host's agent.
@@ -201,6 +203,7 @@ impl Command {
             | Command::Energies {}
             | Command::Keep {}
             | Command::Receive { .. }
+            | Command::Accelerator {}
             | Command::Collect {}
             | Command::Discard {} => false,
         }
@@ -253,6 +256,11 @@ pub enum Answer {
     Stopped {
         /// Readings of its progress and its silences, by this host's clock.
         events: Vec<Recorded>,
+    },
+    /// What executes the guest.
+    Accelerator {
+        /// As a row names it.
+        accelerator: String,
     },
     /// The twin check's word.
     Verified {

@@ -126,7 +126,7 @@ fn achieved(run: &ControlRun, guest: &GuestSpec) -> Option<f64> {
     let (first, last) = (run.work.first()?, run.work.last()?);
     let ns = last.at_ns.checked_sub(first.at_ns).filter(|ns| *ns > 0)?;
     (guest.software.workload()?.unit() == "pages")
-        .then(|| (last.units - first.units) as f64 * PAGE_BYTES as f64 * 1e9 / ns as f64)
+        .then(|| last.units.saturating_sub(first.units) as f64 * PAGE_BYTES as f64 * 1e9 / ns as f64)
 }
 
 /// A guest that is made and waits, before operation 0, to be run and moved.
@@ -195,6 +195,9 @@ fn session_of(plan: &TrialPlan) -> u64 {
     whimbrel_model::rng::derive(plan.guest.seed ^ u64::from(std::process::id()), nonce())
 }
 
+/// What a row's `accelerator` says where no host told what executed the guest.
+pub const UNKNOWN: &str = "unknown";
+
 /// One move of a trial.
 struct Move<'a> {
     hosts: &'a Hosts,
@@ -218,7 +221,7 @@ impl Move<'_> {
         let event = Event::Failed { reason: why.to_owned() };
         let events = vec![Recorded { at_ns: whimbrel_model::Nanos(0), host: whimbrel_model::Mark::Source, event }];
         let facts = Facts { outcome: Some(Outcome::Failed), ..self.sizes() };
-        self.trip(events, facts, "unknown".to_owned(), None)
+        self.trip(events, facts, UNKNOWN.to_owned(), None)
     }
 
     fn trip(&self, events: Vec<Recorded>, facts: Facts, accelerator: String, own: Option<serde_json::Value>) -> Trip {
@@ -257,6 +260,10 @@ impl Move<'_> {
             witness: self.plan.verify && self.plan.own.is_none(),
         };
         self.announce(there, &Command::Receive { spec: self.plan.guest.clone(), movement: movement(back) })?;
+        if let Err(error) = same_accelerator(here, there) {
+            let _ = there.done(&Command::Discard {});
+            return Err(error);
+        }
         let migrate = Command::Migrate { to: there.address, movement: movement(out) };
         let ended = |answer| match answer {
             Answer::Ended { account } => Ok(account),
@@ -416,10 +423,9 @@ impl Move<'_> {
             ..self.sizes()
         };
         let own = source.and_then(|account| account.own.clone());
-        let accelerators = [source, destination].into_iter().flatten().filter_map(|a| a.accelerator.clone());
-        let mut accelerators: Vec<String> = accelerators.collect();
-        accelerators.dedup();
-        self.trip(events, facts, accelerators.join("+"), own)
+        // Both hosts' are the same, or it would not have moved.
+        let accelerator = [source, destination].into_iter().flatten().find_map(|a| a.accelerator.clone());
+        self.trip(events, facts, accelerator.unwrap_or_else(|| UNKNOWN.to_owned()), own)
     }
 
     /// What a row can't say of this move by design, and why.
@@ -462,7 +468,10 @@ impl Move<'_> {
         let again = ["bytes.memory_again", "bytes.disk_again"].map(|field| (field.to_owned(), why.to_owned()));
         let why = "how much of the vCPUs' time the hypervisor takes, it doesn't say";
         let throttle = ("work.throttle_ns".to_owned(), why.to_owned());
-        blocks.chain(faults).chain(again).chain([throttle]).collect()
+        let why = "the hypervisor tells of no instant between the stop of its guest and its going on";
+        let parts = METRICS.iter().filter(|metric| metric.name.starts_with("downtime_parts_ns."));
+        let parts = parts.map(|metric| (metric.name.to_owned(), why.to_owned()));
+        blocks.chain(faults).chain(again).chain([throttle]).chain(parts).collect()
     }
 
     /// What never comes to its end where the disk stays behind.
@@ -474,6 +483,25 @@ impl Move<'_> {
         let why = "the disk remains where the guest began".to_owned();
         disk.filter(|needs| needs.remains).map(|_| ("disk_whole_ns".to_owned(), why)).into_iter().collect()
     }
+}
+
+/// Sees that a guest meets at the destination what executes it at the source: its processor would be another one, and so what it has
+/// found out about it.
+fn same_accelerator(here: &mut Agent, there: &mut Agent) -> Result<(), SessionError> {
+    let ask = |agent: &mut Agent| {
+        agent.expect(&Command::Accelerator {}, |answer| match answer {
+            Answer::Accelerator { accelerator } => Some(accelerator),
+            _ => None,
+        })
+    };
+    let (ours, theirs) = (ask(here)?, ask(there)?);
+    if ours == theirs {
+        return Ok(());
+    }
+    let reason = format!(
+        "its guests are executed by {theirs}, and the guest is by {ours} where it is; `whimbrel doctor` on both hosts says why"
+    );
+    Err(SessionError::Refused { host: there.host, reason })
 }
 
 /// Pauses the guest before it is judged: it would run on meanwhile, and the twin would have all of that to do too.

@@ -22,6 +22,17 @@ fn a_report_needs_no_network_and_no_script() {
 }
 
 #[test]
+fn rows_of_two_accelerators_are_told_of() {
+    let under = |names: &[&str]| {
+        let trip = |name: &&str| Trip { accelerator: (*name).to_owned(), ..Trip::default() };
+        let trips: Vec<Trip> = names.iter().map(trip).collect();
+        page("[guest]\nram = \"16 MiB\"", &|e| trips.iter().map(|t| Row::new(e, &e.cells[0], 0, t)).collect())
+    };
+    assert!(under(&["tcg", "kvm", "tcg"]).contains("not to be compared: kvm in 1, tcg in 2."));
+    assert!(!under(&["tcg", "unknown", "tcg"]).contains("not to be compared"));
+}
+
+#[test]
 fn a_varied_quantity_is_an_axis() {
     let sweep = "[guest]\nram = \"16 MiB\"\n[vary]\n\"link.rate\" = [\"10 MiB/s\", \"20 MiB/s\", \"40 MiB/s\"]";
     let with_rows = page(sweep, &|e| e.cells.iter().map(|c| Row::new(e, c, 0, &Trip::default())).collect());

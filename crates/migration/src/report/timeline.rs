@@ -139,11 +139,15 @@ struct Walk<'w, 'a, 'r> {
 impl Walk<'_, '_, '_> {
     fn part(&mut self, name: &str, moment: Moment) -> Option<u64> {
         let field = format!("downtime_parts_ns.{name}");
-        let part = self.ends.clone().and_then(|(from, end)| {
-            let to = self.timeline.at(moment)?.min(end).max(from);
-            self.ends = Ok((to, end));
-            Ok(between(from, to))
-        });
+        let Walk { ends, timeline, .. } = self;
+        let walk = || {
+            ends.clone().and_then(|(from, end)| {
+                let to = timeline.at(moment)?.min(end).max(from);
+                *ends = Ok((to, end));
+                Ok(between(from, to))
+            })
+        };
+        let part = self.reasons.unless_given(&field, walk)?;
         self.reasons.keep(&field, part)
     }
 }

@@ -68,7 +68,7 @@ impl Curve {
         let readings = samples.iter().map(|s| Reading {
             at: s.at_ns as f64,
             units: s.units as f64,
-            operations: s.operations.iter().sum::<u64>() as f64,
+            operations: s.operations.iter().map(|n| *n as f64).sum(),
         });
         Curve(readings.collect()).checked("the control run")
     }
@@ -80,7 +80,7 @@ impl Curve {
         for recorded in events {
             let Event::Work { units, operations } = &recorded.event else { continue };
             let Some(at) = timeline.place(recorded) else { continue };
-            let operations = operations.iter().sum::<u64>() as f64;
+            let operations = operations.iter().map(|n| *n as f64).sum();
             let mut reading = Reading { at: at as f64, units: *units as f64, operations };
             if let (Mark::Source, Some((paused, _))) = (recorded.host, pause) {
                 reading.at = reading.at.min(paused as f64);
