@@ -269,6 +269,28 @@ fn every_kept_experiment_is_read() {
 }
 
 #[test]
+fn the_strategies_kept_of_qemu_are_all_there_are() {
+    use clap::ValueEnum;
+    use whimbrel::families::Family;
+    let kept = fs::read_to_string(root().join("results/qemu-moves/strategies.toml")).expect("it is kept");
+    let kept = &kept[kept.find("[[cell]]").expect("it has cells")..];
+    // What never ends, what fails for tests, and what QEMU does by itself.
+    let ours = |name: &str| !["never", "faulty"].contains(&name) && !name.starts_with("qemu:");
+    let mut complaints = Vec::new();
+    for family in Family::value_variants() {
+        if matches!(family, Family::Workloads | Family::Machines | Family::Meters) {
+            continue;
+        }
+        for member in family.members().into_iter().filter(|member| ours(member.name)) {
+            if !kept.contains(&format!("{:?}", member.name)) {
+                complaints.push(format!("results/qemu-moves/strategies.toml lacks {:?} of {family:?}", member.name));
+            }
+        }
+    }
+    report(complaints);
+}
+
+#[test]
 fn the_readme_names_every_member() {
     use clap::ValueEnum;
     let readme = fs::read_to_string(root().join("README.md")).expect("there is a README");

@@ -422,7 +422,7 @@ fn read_own(of_memory: &Fields<'_>, of_disk: &Fields<'_>, guest: &Guest) -> Resu
     Ok(Some(OwnMove { memory: name, parameters, disk }))
 }
 
-/// The pages of a guest's RAM that its workload may use; `Err`: the least that the machine needs.
+/// The pages of a guest's RAM that its workload may use; `Err`: how much RAM the machine takes.
 fn workload_pages(machine: &str, ram: Bytes) -> Result<u64, String> {
     (kind(machine).workload_pages)(ram.0 / PAGE_BYTES)
 }

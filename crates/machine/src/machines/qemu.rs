@@ -56,7 +56,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 use throttle::Throttle;
 use whimbrel_disk::GuestDisk;
@@ -198,7 +198,8 @@ impl QemuMachine {
             (Err(error), Boots::Agent(_)) => return Err(error),
             // What its user brought needs no kernel of ours.
             (Err(error), Boots::Brought(_)) => {
-                eprintln!("whimbrel: KVM is not tried, and the guest is translated: {error}");
+                static TOLD: Once = Once::new();
+                TOLD.call_once(|| eprintln!("whimbrel: KVM is not tried, and guests are translated: {error}"));
                 Accelerator::Tcg
             }
         };
@@ -278,8 +279,11 @@ impl QemuMachine {
         self.set_runs(false);
         let stopped = self.qmp.wait(mark, EVENT, |event| event.name == "STOP").map_err(|error| self.stands(error))?;
         if unanswered {
-            // The question may lie in the socket: QEMU's main loop, which answers here, has passed it on when it has gone round.
-            self.qmp.execute("query-status", json!({}))?;
+            // The question may lie in the socket: QEMU's main loop has passed it on when it has gone round, which it has between
+            // two answers.
+            for _ in 0..2 {
+                self.qmp.execute("query-status", json!({}))?;
+            }
         }
         Ok(stopped.at)
     }

@@ -116,7 +116,7 @@ impl Machine for ThreadMachine {
     }
 
     fn give_up(&self) {
-        self.board.control.command(Command::Pause);
+        self.board.control.command(Command::Stop);
     }
 
     fn pause(&self) -> Paused {

@@ -411,7 +411,8 @@ impl Destination {
                 Ending::Completed => missing.finish(),
                 _ => missing.abandon().map(drop),
             };
-            if let Err(error) = ended {
+            // Of a guest that was given up there may be no process any more in which to end it.
+            if let (Err(error), false) = (ended, is_lost) {
                 self.recorder.record(Event::Failed { reason: in_words(&error) });
             }
         }

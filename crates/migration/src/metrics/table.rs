@@ -41,7 +41,7 @@ pub const METRICS: &[Metric] = &[
     described("attempt", "count", "The attempt at the trip, from 0. Another follows one that was aborted, as often as `guest.attempts` allows; its blocks are those that the destination still lacks."),
     described("seed", "count", "The seed from which the trial's workload and contents are made."),
     described("machine", "text", "The kind of machine."),
-    described("accelerator", "text", "What executes the guest: `none` (threads), `tcg` or `kvm`; `unknown` where no host told. Results of different ones are not comparable."),
+    described("accelerator", "text", "What executes the guest: `none` (threads), `tcg` or `kvm`; `unknown` where the move never began, or no host told. Results of different ones are not comparable."),
     described("own", "map", "What the hypervisor says of a migration of its own, as it says it; null for the engine's."),
     described("placement", "text", "Where the two hosts are: `one-host` (two processes that share processors and caches) or `two-hosts`."),
     described("workload", "text", "The workload; `brought`: what a guest of the user's own runs."),

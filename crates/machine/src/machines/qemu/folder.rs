@@ -15,6 +15,9 @@ use tempfile::TempDir;
 /// How their names begin. Short: a socket's path has at most 107 bytes.
 const PREFIX: &str = "whimbrel-q";
 
+/// The longest path of the folder for temporary files: a QEMU's folder, and in it a socket's name, come after it.
+const LONGEST: usize = 80;
+
 /// The file that is locked for as long as the folder is in use.
 const LOCK: &str = "lock";
 
@@ -33,10 +36,12 @@ pub(super) struct Folder {
 
 impl Folder {
     /// # Errors
-    /// There is no room, or no right, in the folder for temporary files.
+    /// There is no room, or no right, in the folder for temporary files, or QEMU can't be told of it.
     pub(super) fn new() -> Result<Self, MachineError> {
         static SWEPT: Once = Once::new();
-        SWEPT.call_once(|| sweep(&std::env::temp_dir()));
+        let temporary = std::env::temp_dir();
+        nameable(&temporary)?;
+        SWEPT.call_once(|| sweep(&temporary));
         // Mode 0700 is tempfile's own.
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
         let lock = lock(folder.path())?;
@@ -53,6 +58,17 @@ impl Drop for Folder {
     fn drop(&mut self) {
         folders().remove(self.folder.path());
     }
+}
+
+/// Whether a path can stand in QEMU's options, in the list of what is preloaded, and before a socket's name.
+fn nameable(temporary: &Path) -> Result<(), MachineError> {
+    let shown = temporary.display().to_string();
+    let parts = |c: char| c.is_whitespace() || [',', ':'].contains(&c);
+    if shown.len() <= LONGEST && temporary.is_absolute() && !shown.contains(parts) {
+        return Ok(());
+    }
+    let why = format!("an absolute path of at most {LONGEST} bytes without a comma, a colon or a space");
+    Err(MachineError::Setup(format!("TMPDIR: {shown:?} can't be told to QEMU; set it to {why}")))
 }
 
 /// A lock that shows only once it is held: nobody takes a folder that is being made for one that was left.
@@ -89,6 +105,15 @@ fn sweep(temporary: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_qemu_would_misread_is_refused() {
+        assert!(nameable(Path::new("/var/tmp")).is_ok());
+        for bad in ["tmp", "/my tmp", "/a:b", "/a,b", &format!("/{}", "long/".repeat(16))] {
+            let refused = nameable(Path::new(bad)).unwrap_err().to_string();
+            assert!(refused.contains("TMPDIR") && refused.contains("at most 80 bytes"), "{refused}");
+        }
+    }
 
     #[test]
     fn what_a_killed_program_has_left_goes_and_what_is_in_use_stays() {

@@ -1,7 +1,7 @@
 //! What the guest boots into: an archive in memory that holds this program as init, its libraries, and the kernel's
 //! modules for virtio.
 
-use super::kernel::Kernel;
+use super::kernel::{self, Kernel};
 use crate::error::MachineError;
 use std::fs;
 use std::io::{self, Write};
@@ -31,9 +31,9 @@ pub(super) fn write(path: &Path, program: &Path, kernel: &Kernel) -> Result<(), 
     }
     for (index, module) in kernel.modules.iter().enumerate() {
         // The names are in the order in which the modules are to be loaded.
-        archive.file(&format!("/modules/{index:02}.ko"), &read(module)?)?;
+        archive.file(&format!("/modules/{index:02}.ko"), &kernel::module(module)?)?;
     }
-    archive.file(BALLOON, &read(&kernel.balloon)?)?;
+    archive.file(BALLOON, &kernel::module(&kernel.balloon)?)?;
     for folder in ["/proc", "/dev", "/sys"] {
         archive.folder(folder)?;
     }

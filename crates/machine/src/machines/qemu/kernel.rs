@@ -22,6 +22,9 @@ const MODULES: [&str; 7] = [
 /// The balloon's driver, which loads when a guest is to tell QEMU which of its pages are free.
 const BALLOON: &str = "drivers/virtio/virtio_balloon.ko";
 
+/// How the name of a module ends that its package has compressed, as Debian 13's does.
+const COMPRESSED: &str = "xz";
+
 /// A kernel and its modules, as files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -48,11 +51,15 @@ impl Kernel {
         versions.sort_by_cached_key(|version| numbers(version));
         versions.iter().rev().find_map(|version| {
             let modules = root.join("lib/modules").join(version).join("kernel");
-            let balloon = modules.join(BALLOON);
-            let modules: Vec<PathBuf> = MODULES.iter().map(|name| modules.join(name)).collect();
+            let module = |name: &str| {
+                let compressed = || Some(modules.join(format!("{name}.{COMPRESSED}"))).filter(|path| path.is_file());
+                // One that can't be unpacked is as good as none.
+                let unpackable = || compressed().filter(|path| module(path).is_ok());
+                Some(modules.join(name)).filter(|path| path.is_file()).or_else(unpackable)
+            };
             let image = root.join("boot").join(format!("vmlinuz-{version}"));
-            let all_there = modules.iter().chain([&balloon]).all(|path| path.is_file());
-            all_there.then_some(Kernel { image, modules, balloon })
+            let needed = MODULES.iter().map(|name| module(name)).collect::<Option<Vec<PathBuf>>>();
+            Some(Kernel { image, modules: needed?, balloon: module(BALLOON)? })
         })
     }
 
@@ -100,9 +107,30 @@ fn fetch(told: &dyn Fn(&str)) -> Result<Kernel, MachineError> {
     // Somebody else may have been quicker: theirs is as good.
     let moved = std::fs::rename(work.path().join("root"), &place);
     Kernel::under(&place).ok_or_else(|| {
-        let why = moved.err().map_or("it lacks the kernel or a module".to_owned(), |error| error.to_string());
+        let why = moved
+            .err()
+            .map_or("it lacks the kernel or a module, or there is no xz to unpack one".to_owned(), |error| {
+                error.to_string()
+            });
         lacking(&format!("{}: {why}", place.display()))
     })
+}
+
+/// What a module's file holds, unpacked.
+///
+/// # Errors
+/// It can't be read, or its package has compressed it and there is no `xz` here.
+pub(super) fn module(path: &Path) -> Result<Vec<u8>, MachineError> {
+    let at = |error: std::io::Error| MachineError::Hypervisor(format!("{}: {error}", path.display()));
+    if path.extension().is_none_or(|extension| extension != COMPRESSED) {
+        return std::fs::read(path).map_err(at);
+    }
+    let output = Command::new("xz").arg("-dc").arg(path).output();
+    let output = output.map_err(|error| MachineError::Hypervisor(format!("xz, which unpacks the modules: {error}")))?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(at(std::io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))),
+    }
 }
 
 fn lacking(why: &str) -> MachineError {
@@ -118,4 +146,34 @@ fn tool(folder: &Path, program: &str, arguments: &[&str]) -> Result<String, Mach
         return Err(lacking(&format!("{program} {}: {}", arguments.join(" "), said.trim())));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_that_their_package_has_compressed_are_found_and_unpacked() {
+        let root = tempfile::tempdir().unwrap();
+        let modules = root.path().join("lib/modules/6.12-cloud-amd64/kernel");
+        std::fs::create_dir(root.path().join("boot")).unwrap();
+        std::fs::write(root.path().join("boot/vmlinuz-6.12-cloud-amd64"), "").unwrap();
+        assert_eq!(Kernel::under(root.path()), None);
+        for name in MODULES.iter().chain([&BALLOON]) {
+            let path = modules.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, *name).unwrap();
+        }
+        let plain = Kernel::under(root.path()).unwrap();
+        assert_eq!(module(&plain.balloon).unwrap(), BALLOON.as_bytes());
+        if !Command::new("xz").arg(&plain.balloon).status().is_ok_and(|status| status.success()) {
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), b"SKIPPED: unpacking modules: there is no xz\n");
+            return;
+        }
+        let packed = Kernel::under(root.path()).unwrap();
+        assert_eq!((&packed.modules, packed.balloon.extension()), (&plain.modules, Some(COMPRESSED.as_ref())));
+        assert_eq!(module(&packed.balloon).unwrap(), BALLOON.as_bytes());
+        std::fs::write(&packed.balloon, "no archive").unwrap();
+        assert!(module(&packed.balloon).unwrap_err().to_string().contains("virtio_balloon.ko.xz"));
+    }
 }

@@ -145,13 +145,14 @@ impl Control {
         self.command.load(SeqCst) == Command::Run as u8
     }
 
-    /// Commands the vCPUs, and wakes those that sleep.
+    /// Commands the vCPUs, and wakes those that sleep. Once they are to stop, nothing else is a command any more.
     pub(super) fn command(&self, command: Command) {
         if command == Command::Run {
             *lock(&self.failure) = None;
             self.runs.fetch_add(1, SeqCst);
         }
-        self.command.store(command as u8, SeqCst);
+        let unless_stopped = |now| (now != Command::Stop as u8).then_some(command as u8);
+        let _ = self.command.fetch_update(SeqCst, SeqCst, unless_stopped);
         self.notify();
         self.seats.iter().for_each(Seat::wake);
     }
