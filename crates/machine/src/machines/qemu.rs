@@ -96,7 +96,7 @@ pub const ENTRY: Entry<Kind> = Entry {
     source: "QEMU",
     build: Kind {
         build: |setup| Ok(Arc::new(QemuMachine::new(setup)?)),
-        here: || version().map(drop).map_err(|error| error.to_string()),
+        here: || version().and_then(|_| folder::nameable(&std::env::temp_dir())).map_err(|error| error.to_string()),
         default_ram_bytes: 256 << 20,
         workload_pages,
         own: &own::OWN,

@@ -61,7 +61,10 @@ impl Drop for Folder {
 }
 
 /// Whether a path can stand in QEMU's options, in the list of what is preloaded, and before a socket's name.
-fn nameable(temporary: &Path) -> Result<(), MachineError> {
+///
+/// # Errors
+/// It can't; the message says what could.
+pub(super) fn nameable(temporary: &Path) -> Result<(), MachineError> {
     let shown = temporary.display().to_string();
     let parts = |c: char| c.is_whitespace() || [',', ':'].contains(&c);
     if shown.len() <= LONGEST && temporary.is_absolute() && !shown.contains(parts) {
