@@ -81,10 +81,11 @@ fn close(
     let summary = Summary::of(experiment, &finished.rows, finished.interrupted);
     folder.write("summary.json", &json(&summary))?;
     folder.write("report.html", &html::report(experiment, environment, &summary, &finished.rows))?;
-    let mixture = summary.mixture().map_or(String::new(), |mixture| format!("\nwarning: {mixture}"));
     let width = console::Term::stdout().size_checked().map(|(_, columns)| columns);
     let mut text = closing_table::closing_table(&summary, width);
-    text.push_str(&mixture);
+    if let Some(mixture) = summary.mixture() {
+        text.push_str(&format!("\nwarning: {mixture}"));
+    }
     if finished.interrupted {
         text.push_str("\ninterrupted: the trials above are kept");
     }

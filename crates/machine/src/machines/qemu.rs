@@ -81,11 +81,13 @@ fn workload_pages(pages: u64) -> Result<u64, String> {
     const LINUX: u64 = 80 << 8;
     const LEAST_MIB: u64 = 128;
     const MOST_MIB: u64 = command::MOST_RAM_BYTES >> 20;
-    match (pages * PAGE_BYTES) >> 20 {
-        ..LEAST_MIB => Err(format!("at least \"{LEAST_MIB} MiB\"")),
-        _ if pages * PAGE_BYTES > command::MOST_RAM_BYTES => Err(format!("at most \"{MOST_MIB} MiB\"")),
-        _ => Ok(pages - pages / 8 - LINUX),
+    if pages < LEAST_MIB << 8 {
+        return Err(format!("at least \"{LEAST_MIB} MiB\""));
     }
+    if pages > MOST_MIB << 8 {
+        return Err(format!("at most \"{MOST_MIB} MiB\""));
+    }
+    Ok(pages - pages / 8 - LINUX)
 }
 
 /// The member's entry.
@@ -156,7 +158,7 @@ pub struct QemuMachine {
     process: Mutex<Option<Process>>,
     stopped: AtomicBool,
     /// What the process had used when it was asked last: of one that has ended nobody knows.
-    cpu_at_end_ns: AtomicU64,
+    cpu_seen_ns: AtomicU64,
     /// How many events had been heard when a migration of QEMU's own began.
     own_since: AtomicUsize,
     // QEMU ends before its disk does, and its folder goes last.
@@ -252,7 +254,7 @@ impl QemuMachine {
             throttle,
             process: Mutex::new(Some(process)),
             stopped: AtomicBool::new(false),
-            cpu_at_end_ns: AtomicU64::new(0),
+            cpu_seen_ns: AtomicU64::new(0),
             own_since: AtomicUsize::new(0),
             _drive: drive,
             folder,
@@ -483,11 +485,10 @@ impl Machine for QemuMachine {
     }
 
     fn cpu_ns(&self) -> u64 {
-        let now = self.process().as_ref().and_then(Process::cpu_ns);
-        now.map_or_else(
-            || self.cpu_at_end_ns.load(Ordering::SeqCst),
-            |ns| self.cpu_at_end_ns.fetch_max(ns, Ordering::SeqCst).max(ns),
-        )
+        if let Some(ns) = self.process().as_ref().and_then(Process::cpu_ns) {
+            self.cpu_seen_ns.store(ns, Ordering::SeqCst);
+        }
+        self.cpu_seen_ns.load(Ordering::SeqCst)
     }
 
     fn can_throttle(&self) -> Result<(), MachineError> {
@@ -523,6 +524,7 @@ impl Machine for QemuMachine {
 
     fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+        // Keeps what the process has used.
         self.cpu_ns();
         let process = self.process().take();
         drop(process);

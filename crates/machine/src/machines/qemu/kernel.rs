@@ -4,6 +4,7 @@
 use crate::error::MachineError;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// The package that depends on the newest kernel.
 const PACKAGE: &str = "linux-image-cloud-amd64";
@@ -53,9 +54,7 @@ impl Kernel {
             let modules = root.join("lib/modules").join(version).join("kernel");
             let module = |name: &str| {
                 let compressed = || Some(modules.join(format!("{name}.{COMPRESSED}"))).filter(|path| path.is_file());
-                // One that can't be unpacked is as good as none.
-                let unpackable = || compressed().filter(|path| module(path).is_ok());
-                Some(modules.join(name)).filter(|path| path.is_file()).or_else(unpackable)
+                Some(modules.join(name)).filter(|path| path.is_file()).or_else(|| compressed().filter(|_| unpacks()))
             };
             let image = root.join("boot").join(format!("vmlinuz-{version}"));
             let needed = MODULES.iter().map(|name| module(name)).collect::<Option<Vec<PathBuf>>>();
@@ -114,6 +113,12 @@ fn fetch(told: &dyn Fn(&str)) -> Result<Kernel, MachineError> {
             });
         lacking(&format!("{}: {why}", place.display()))
     })
+}
+
+/// Whether compressed modules can be unpacked here; one that can't is as good as none.
+fn unpacks() -> bool {
+    static UNPACKS: OnceLock<bool> = OnceLock::new();
+    *UNPACKS.get_or_init(|| Command::new("xz").arg("--version").output().is_ok_and(|output| output.status.success()))
 }
 
 /// What a module's file holds, unpacked.

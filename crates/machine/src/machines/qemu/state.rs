@@ -35,7 +35,7 @@ pub(super) fn save(
     let mut state = Vec::new();
     let stream = accept(&listener, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.take(LONGEST).read_to_end(&mut state).map_err(|error| stood_still(error, "be saved"))?;
+    stream.take(LONGEST).read_to_end(&mut state).map_err(stood_still)?;
     finish(qmp, mark, "be saved")?;
     Ok(state)
 }
@@ -59,11 +59,12 @@ pub(super) fn load(qmp: &Qmp, folder: &Path, state: &[u8]) -> Result<(), Machine
     finish(qmp, mark, "be taken up")
 }
 
-fn stood_still(error: io::Error, what: &str) -> MachineError {
+/// Why a state was not read to its end.
+fn stood_still(error: io::Error) -> MachineError {
     match error.kind() {
         io::ErrorKind::WouldBlock => {
             let within = PATIENCE.as_secs();
-            MachineError::Hypervisor(format!("the device state can't {what}: QEMU sent nothing for {within} s"))
+            MachineError::Hypervisor(format!("the device state can't be saved: QEMU sent nothing for {within} s"))
         }
         _ => error.into(),
     }
